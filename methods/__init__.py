@@ -1,0 +1,1 @@
+"""Upsamplers, one file each; found by the registry."""

@@ -1,0 +1,296 @@
+"""The two contracts that a plugin author reads: `Upsampler` (a method) and `Task`.
+
+A minimal method is a subclass with a `name` and a `forward`:
+
+    import torch.nn.functional as F
+    from upbench import Upsampler
+
+    class Smooth(Upsampler):
+        name = "smooth"
+
+        def forward(self, image, features, output_size):
+            return F.interpolate(features, output_size, mode="bicubic")
+
+Everything else below has a default that fits such a method.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from upbench.errors import UpbenchError, unknown
+from upbench.plugin import Registered
+
+if TYPE_CHECKING:
+    from upbench.datasets.base import Dataset, Sample
+    from upbench.ops.operator import Operator
+    from upbench.weights import Weights
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Pinhole cameras of a batch of guidance images.
+
+    Attributes:
+        intrinsics: `[B, 4]` fx, fy, cx, cy in pixels of the guidance image; pixel (i, j) has its centre at
+            (i + 0.5, j + 0.5).
+        pose: `[B, 4, 4]` camera-to-world, or None for the identity.
+    """
+
+    intrinsics: Tensor
+    pose: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.intrinsics.ndim != 2 or self.intrinsics.shape[1] != 4:
+            raise UpbenchError(f"camera intrinsics must be [B, 4], got {list(self.intrinsics.shape)}")
+        expected = (self.intrinsics.shape[0], 4, 4)
+        if self.pose is not None and tuple(self.pose.shape) != expected:
+            raise UpbenchError(f"camera pose must be {list(expected)}, got {list(self.pose.shape)}")
+
+    def to(self, *args: Any, **kwargs: Any) -> Camera:
+        """The same cameras on another device or in another dtype (arguments as `Tensor.to`)."""
+        pose = None if self.pose is None else self.pose.to(*args, **kwargs)
+        return Camera(self.intrinsics.to(*args, **kwargs), pose)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method is asked to do in a cell; `Upsampler.skip_reason` decides on it before anything is loaded.
+
+    Attributes:
+        backbone: Name of the backbone.
+        channels: C of its features.
+        stride: Pixels of the image per feature.
+        image_size: (h_img, w_img) of the guidance image in pixels.
+        feature_size: (h, w) of the low-resolution features.
+        output_size: (H, W) asked for.
+        weights: Which weights, as given by the user ("default", "none", a name or a path).
+        device: "cpu" or "cuda".
+    """
+
+    backbone: str
+    channels: int
+    stride: int
+    image_size: tuple[int, int]
+    feature_size: tuple[int, int]
+    output_size: tuple[int, int]
+    weights: str = "default"
+    device: str = "cpu"
+
+
+class Upsampler(nn.Module, Registered):
+    """A feature upsampler: low-resolution features and the image they were computed from, to dense features.
+
+    Class attributes are what a reader of a table wants to know; only `name` is required.
+
+    Attributes:
+        name: Name on the command line and in records.
+        title: Name as the paper writes it; `name` where empty.
+        paper: Reference, as in "Author et al., Venue Year, arXiv 0000.00000".
+        year: Year of publication.
+        licence: Licence of the official code, or "" where the method has none.
+        guided: Whether the output depends on the image.
+        trainable: Whether it has parameters that `upbench train` fits.
+        linear: Whether, for a fixed image, each output channel is the same linear function of its input channel
+            (the case of every method whose weights come from the image alone).
+        uses_camera: Whether `forward` takes `camera=`.
+        native_ratio: The only upsampling ratio that the method produces by itself, or None for any output size.
+        mean, std: Statistics that its guidance image is normalised with.
+        weights: Checkpoints that are known by name.
+        default_weights: The one of them that `weights="default"` stands for; None where the method needs none.
+    """
+
+    kind: ClassVar[str] = "method"
+    registered: ClassVar[dict[str, type]] = {}
+
+    name: ClassVar[str]
+    title: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    year: ClassVar[int | None] = None
+    licence: ClassVar[str] = ""
+    guided: ClassVar[bool] = True
+    trainable: ClassVar[bool] = False
+    linear: ClassVar[bool] = False
+    uses_camera: ClassVar[bool] = False
+    native_ratio: ClassVar[int | None] = None
+    mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN
+    std: ClassVar[tuple[float, float, float]] = IMAGENET_STD
+    weights: ClassVar[Mapping[str, Weights]] = {}
+    default_weights: ClassVar[str | None] = None
+
+    def __init__(self, channels: int = 384) -> None:
+        """Args: channels: C of the features; a method that works for any C ignores it."""
+        super().__init__()
+        self.channels = channels
+
+    @abstractmethod
+    def forward(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Tensor:
+        """Upsamples features.
+
+        Args:
+            image: `[B, 3, h_img, w_img]` RGB, normalised with `mean` and `std`.
+            features: `[B, C, h, w]`.
+            output_size: (H, W); any, smaller or larger than the image, integer ratio or not.
+
+        Returns:
+            `[B, C, H, W]`, dtype and device of `features`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define forward")
+
+    def operator(
+        self, image: Tensor, features: Tensor, output_size: tuple[int, int], camera: Camera | None = None
+    ) -> Operator | None:
+        """The upsampling of these features as a linear operator on any values that stand in their place.
+
+        A 1x1 probe commutes with such an operator: classes can be predicted at low resolution and upsampled, at a
+        fraction of the cost and with the same result. Methods with attention return their weights; `linear` methods
+        get one from their `forward`; the rest return None and are probed on their dense features.
+
+        Args: as for `forward`.
+        """
+        from upbench.ops.operator import FunctionOperator
+
+        if not self.linear:
+            return None
+        return FunctionOperator(lambda values: self(image, values, output_size), output_size)
+
+    @classmethod
+    def skip_reason(cls, setting: Setting) -> str | None:
+        """Why the method cannot run in this setting, in words, or None where it can."""
+        return None
+
+    @classmethod
+    def option_names(cls) -> tuple[str, ...]:
+        """Names of the constructor's options beside `channels`."""
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        named = (p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+        return tuple(p.name for p in named if p.name not in ("self", "channels"))
+
+    @classmethod
+    def build(cls, channels: int = 384, **options: Any) -> Upsampler:
+        """Constructs the method, naming the nearest option where one is not known.
+
+        Raises:
+            UpbenchError: An option that the method does not have, or a value that it refuses.
+        """
+        names = cls.option_names()
+        for option in options:
+            if option not in names:
+                raise unknown(f"option of method '{cls.name}'", option, names)
+        takes_channels = "channels" in inspect.signature(cls.__init__).parameters
+        try:
+            return cls(channels=channels, **options) if takes_channels else cls(**options)
+        except (TypeError, ValueError) as error:
+            raise UpbenchError(f"method '{cls.name}' refuses {options or {'channels': channels}}: {error}") from error
+
+    @classmethod
+    def options_from(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Constructor options (and `channels`, where it matters) that a checkpoint's tensors imply."""
+        return {}
+
+    @classmethod
+    def convert_state(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A checkpoint in the official key names, in the names of this module. Names that are ours pass unchanged."""
+        return dict(state)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of a table.
+
+    Attributes:
+        name: Key in records, as in "miou".
+        title: Header in tables, as in "mIoU".
+        higher_is_better: Direction.
+        unit: As in "%", "m", "deg"; "" for a plain number.
+    """
+
+    name: str
+    title: str
+    higher_is_better: bool
+    unit: str = ""
+
+
+class Evaluator:
+    """Accumulates a task's metrics over a split, image by image."""
+
+    @abstractmethod
+    def update(self, prediction: Tensor, sample: Sample) -> float:
+        """Adds one image.
+
+        Args:
+            prediction: `[K, H, W]`, the probe's raw output at the size of the sample.
+            sample: The ground truth.
+
+        Returns:
+            The image's own value of the primary metric; nan where the image has no valid pixel for it.
+        """
+
+    @abstractmethod
+    def compute(self) -> dict[str, float]:
+        """Every metric of the task over all images so far, by name."""
+
+
+class Task(Registered):
+    """What dense features are good for: a linear probe, its loss and its metrics.
+
+    Attributes:
+        name: Name on the command line and in records.
+        title: Name in tables.
+        target: Field of `Sample` that holds the ground truth: "label", "depth" or "normal".
+        metrics: What `evaluator` computes, the first the most important.
+        primary: Name of the metric that tables show first and whose per-image values records keep.
+        datasets: Names of the datasets that the task runs on by default.
+    """
+
+    kind: ClassVar[str] = "task"
+    registered: ClassVar[dict[str, type]] = {}
+
+    name: ClassVar[str]
+    title: ClassVar[str] = ""
+    target: ClassVar[str]
+    metrics: ClassVar[Sequence[Metric]]
+    primary: ClassVar[str]
+    datasets: ClassVar[Sequence[str]] = ("interiors",)
+
+    @abstractmethod
+    def probe_channels(self, dataset: Dataset) -> int:
+        """K, the outputs of the 1x1 probe."""
+
+    @abstractmethod
+    def loss(self, prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        """Scalar training loss.
+
+        Args:
+            prediction: `[B, K, H, W]`, the probe's raw output.
+            target: `[B, H, W]` labels (int64, 255 ignored), `[B, H, W]` depth in metres or `[B, 3, H, W]` unit normals.
+            valid: `[B, H, W]` bool; False pixels carry no loss.
+        """
+
+    @abstractmethod
+    def evaluator(self, dataset: Dataset) -> Evaluator:
+        """A fresh accumulator of this task's metrics."""
+
+    def skip_reason(self, dataset: Dataset) -> str | None:
+        """Why the task cannot run on this dataset, or None where it can."""
+        if self.target not in dataset.targets:
+            return f"dataset '{dataset.name}' has no {self.target}"
+        return None
+
+
+def normalize_image(image01: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """`[B, 3, H, W]` RGB in 0..1, normalised per channel."""
+    shape = (1, 3, 1, 1)
+    return (image01 - torch.tensor(mean, dtype=image01.dtype, device=image01.device).view(shape)) / torch.tensor(
+        std, dtype=image01.dtype, device=image01.device
+    ).view(shape)

@@ -1,0 +1,92 @@
+"""Upsamplings as linear operators: what a linear probe commutes with.
+
+An operator A takes low-resolution values to the output grid. Methods with several attention heads average different
+channels with different weights: their operator has `groups` > 1, and channel c of the C features belongs to group
+c // (C / groups).
+
+A 1x1 probe W (`[K, C]`) on the upsampled features equals the operator on projected features: with W_g the columns
+of group g,  W . A(f) = sum_g A_g(W_g f_g).  So the operator takes `[B, groups, K, h, w]` and sums over groups.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+
+class Operator(ABC):
+    """A linear upsampling of B images.
+
+    Attributes:
+        output_size: (H, W) of the result.
+        groups: How many groups of channels are averaged with weights of their own.
+    """
+
+    output_size: tuple[int, int]
+    groups: int = 1
+
+    @abstractmethod
+    def __call__(self, values: Tensor) -> Tensor:
+        """`[B, groups, K, h, w]` to `[B, K, H, W]`, summed over groups. Differentiable with respect to `values`."""
+
+    @abstractmethod
+    def crop(self, rows: slice, cols: slice) -> Operator:
+        """The same operator for a rectangle of output pixels only (slices with step 1)."""
+
+    def to(self, *args: Any, **kwargs: Any) -> Operator:
+        """The operator with its tensors moved or cast (arguments as `Tensor.to`)."""
+        return self
+
+    def nbytes(self) -> int:
+        """Bytes that keeping it costs."""
+        return 0
+
+
+class FunctionOperator(Operator):
+    """Any function of `[B, K, h, w]` that is linear and the same for every channel."""
+
+    def __init__(
+        self,
+        function: Callable[[Tensor], Tensor],
+        output_size: tuple[int, int],
+        window: tuple[slice, slice] | None = None,
+    ) -> None:
+        self.function = function
+        self.full_size = output_size
+        self.window = window or (slice(0, output_size[0]), slice(0, output_size[1]))
+        rows, cols = self.window
+        self.output_size = (rows.stop - rows.start, cols.stop - cols.start)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """See `Operator`; the crop is taken after the whole output was computed."""
+        return self.function(values.sum(1))[..., self.window[0], self.window[1]]
+
+    def crop(self, rows: slice, cols: slice) -> FunctionOperator:
+        """See `Operator`."""
+        top, left = self.window[0].start, self.window[1].start
+        r0, r1, _ = rows.indices(self.output_size[0])
+        c0, c1, _ = cols.indices(self.output_size[1])
+        return FunctionOperator(
+            self.function, self.full_size, (slice(top + r0, top + r1), slice(left + c0, left + c1))
+        )
+
+
+def project(weight: Tensor, features: Tensor, groups: int) -> Tensor:
+    """The probe applied at low resolution, group by group.
+
+    Args:
+        weight: `[K, C]`.
+        features: `[B, C, h, w]`; groups must divide C.
+        groups: As the operator's.
+
+    Returns:
+        `[B, groups, K, h, w]`, what `Operator.__call__` takes.
+    """
+    b, c, h, w = features.shape
+    k = weight.shape[0]
+    grouped = features.reshape(b, groups, c // groups, h * w)
+    split = weight.reshape(k, groups, c // groups).transpose(0, 1)
+    return (split.unsqueeze(0) @ grouped).reshape(b, groups, k, h, w)

@@ -1,0 +1,56 @@
+"""Registration by subclassing: what methods, tasks and datasets have in common. Imports no torch."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from typing import Any, ClassVar
+
+from upbench.errors import UpbenchError
+
+
+def origin(cls: type) -> str:
+    """Where a class was written, as a user would look for it: a file, else a module."""
+    try:
+        return inspect.getfile(cls)
+    except (TypeError, OSError):
+        return cls.__module__
+
+
+class Registered:
+    """A family of plugins. A subclass that sets `name` in its body is registered under that name.
+
+    The family's root sets `kind` and an empty `registered` of its own. A subclass without a `name` of its own is an
+    abstract step and stays out of the table.
+    """
+
+    kind: ClassVar[str]
+    registered: ClassVar[dict[str, type]]
+    name: ClassVar[str]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        name = cls.__dict__.get("name")
+        if name is None:
+            return
+        if not isinstance(name, str) or not name or any(c in name for c in ":, /\\") or name != name.strip():
+            raise UpbenchError(
+                f"{cls.kind} name {name!r} of {cls.__qualname__} ({origin(cls)}) must be a non-empty word "
+                "without ':', ',', '/' or spaces"
+            )
+        other = cls.registered.get(name)
+        if other is not None and not _same_source(cls, other):
+            raise UpbenchError(
+                f"two {cls.kind}s claim the name '{name}': {other.__qualname__} ({origin(other)}) and "
+                f"{cls.__qualname__} ({origin(cls)})"
+            )
+        cls.registered[name] = cls
+
+
+def _same_source(a: type, b: type) -> bool:
+    """Whether `a` is `b` executed again (a reloaded module, a notebook cell), not a second plugin."""
+    if a.__qualname__ != b.__qualname__:
+        return False
+    if a.__module__ == b.__module__ and a.__module__ in sys.modules:
+        return True
+    return origin(a) == origin(b) and origin(a).endswith(".py")

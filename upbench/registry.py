@@ -1,0 +1,158 @@
+"""Finds plugins: built-ins, entry points, files. Knows none by name and imports no torch by itself."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from upbench.errors import UpbenchError, unknown
+
+if TYPE_CHECKING:
+    from upbench.base import Task, Upsampler
+    from upbench.datasets.base import Dataset
+
+# kind -> (module and attribute of the root class, package of the built-ins, entry-point group)
+_KINDS = {
+    "method": ("upbench.base", "Upsampler", "upbench.methods", "upbench.methods"),
+    "task": ("upbench.base", "Task", "upbench.tasks", "upbench.tasks"),
+    "dataset": ("upbench.datasets.base", "Dataset", "upbench.datasets", "upbench.datasets"),
+}
+
+
+def load_plugin_file(path: str | Path) -> None:
+    """Executes a Python file whose classes register themselves; a second call for the same file does nothing.
+
+    Raises:
+        UpbenchError: The file is missing, is not Python, raises on import, or registers nothing.
+    """
+    file = Path(path).expanduser().resolve()
+    if not file.is_file():
+        raise UpbenchError(f"plugin file not found: {path}")
+    if file.suffix != ".py":
+        raise UpbenchError(f"plugin file must end in .py: {path}")
+    name = f"upbench_plugin_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    before = {kind: dict(_table(kind)) for kind in _KINDS}
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+        if all(_table(kind) == before[kind] for kind in _KINDS):
+            raise UpbenchError(
+                f"plugin file {path} registers nothing: it needs a subclass of upbench.Upsampler or upbench.Task "
+                "with a 'name'"
+            )
+    except BaseException as error:
+        del sys.modules[name]
+        for kind, table in before.items():  # a file that failed halfway leaves no plugin behind
+            live = _table(kind)
+            live.clear()
+            live.update(table)
+        if isinstance(error, (UpbenchError, KeyboardInterrupt)):
+            raise
+        text = " ".join(str(error).split())
+        raise UpbenchError(f"plugin file {path} raises {type(error).__name__} on import: {text}") from error
+
+
+def load_plugin_files(paths: Iterable[str | Path]) -> None:
+    """`load_plugin_file` for each of them."""
+    for path in paths:
+        load_plugin_file(path)
+
+
+def _root(kind: str) -> Any:
+    module, attribute, _, _ = _KINDS[kind]
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _table(kind: str) -> dict[str, Any]:
+    table: dict[str, Any] = _root(kind).registered
+    return table
+
+
+@cache
+def _discover(kind: str) -> None:
+    """Imports the built-ins and the entry points of a kind, once a process."""
+    _, _, package, group = _KINDS[kind]
+    try:
+        parent = importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise UpbenchError(f"package '{package}' is missing: install the project (pip install -e .)") from error
+    for module in sorted(m.name for m in pkgutil.iter_modules(parent.__path__)):
+        if not module.startswith("_"):
+            importlib.import_module(f"{package}.{module}")
+    for point in sorted(entry_points(group=group), key=lambda p: (p.name, p.value)):
+        try:
+            point.load()
+        except UpbenchError:
+            raise
+        except Exception as error:
+            text = " ".join(str(error).split())
+            raise UpbenchError(
+                f"entry point '{point.name}' of group {group} ({point.value}) raises {type(error).__name__}: {text}"
+            ) from error
+
+
+def plugins(kind: str) -> dict[str, Any]:
+    """Every plugin of a kind ("method", "task", "dataset") by name, in alphabetical order."""
+    _discover(kind)
+    return dict(sorted(_table(kind).items()))
+
+
+def find(kind: str, name: str) -> Any:
+    """The plugin of that name.
+
+    Raises:
+        UpbenchError: There is none; the nearest name is suggested.
+    """
+    table = plugins(kind)
+    if name not in table:
+        raise unknown(kind, name, table, f"see 'upbench list {kind}s'")
+    return table[name]
+
+
+def find_method(name: str) -> type[Upsampler]:
+    """The method (a subclass of `Upsampler`) of that name; errors as `find`."""
+    return find("method", name)  # type: ignore[no-any-return]
+
+
+def find_task(name: str) -> type[Task]:
+    """The task of that name; errors as `find`."""
+    return find("task", name)  # type: ignore[no-any-return]
+
+
+def find_dataset(name: str) -> type[Dataset]:
+    """The dataset of that name; errors as `find`."""
+    return find("dataset", name)  # type: ignore[no-any-return]
+
+
+def open_dataset(spec: str) -> Dataset:
+    """The dataset that `NAME` or `NAME:FOLDER` stands for.
+
+    Raises:
+        UpbenchError: Unknown name, or a folder that is needed, missing, or not such a dataset.
+    """
+    import os
+
+    name, _, folder = spec.partition(":")
+    cls = find_dataset(name)
+    root = Path(folder).expanduser() if folder else None
+    data = os.environ.get("UPBENCH_DATA")
+    if root is None and cls.needs_root and data:
+        root = Path(data) / name
+    if root is None and cls.needs_root:
+        raise UpbenchError(f"dataset '{name}' needs its folder: write {name}:/path, or set UPBENCH_DATA")
+    if root is not None and not root.is_dir():
+        raise UpbenchError(f"dataset folder not found: {root}")
+    return cls(root)
