@@ -1,0 +1,113 @@
+"""Presets: the sizes and the probe training that numbers are comparable under. Imports no torch.
+
+A preset's `protocol` ("quick-v1") stands in every record. Any change here that can move a number raises `version`.
+Why the values are what they are, and the measurement that the probe has converged, is in docs/protocol.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from upbench.errors import UpbenchError, unknown
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """How a linear probe is trained; the same for every method.
+
+    Attributes:
+        epochs: Passes over the training images.
+        batch_size: Images per step.
+        lr: Peak learning rate of AdamW, for features that were conditioned (see `conditioning`).
+        weight_decay: Decoupled weight decay of AdamW, on the weight and not on the bias.
+        warmup: Share of all steps over which the learning rate rises linearly from 0.
+        schedule: "cosine" (to 0 at the last step) or "constant", after the warm-up.
+        crop: Side of the random crop of the output that a step sees, as a share of the output's side.
+        conditioning: "standardize" trains on features that have zero mean and unit variance per channel over the
+            training split's low-resolution features, "whiten" besides decorrelates them, "none" leaves them. Each is
+            an affine reparametrisation of the same linear probe, folded into its weight and bias in the end.
+    """
+
+    epochs: int = 40
+    batch_size: int = 4
+    lr: float = 5e-3
+    weight_decay: float = 0.1
+    warmup: float = 0.05
+    schedule: str = "cosine"
+    crop: float = 0.5
+    conditioning: str = "standardize"
+
+    def __post_init__(self) -> None:
+        _choice("probe schedule", self.schedule, ("cosine", "constant"))
+        _choice("probe conditioning", self.conditioning, ("none", "standardize", "whiten"))
+        for name, low, high in (("crop", 0, 1), ("warmup", 0, 1), ("lr", 0, 10), ("weight_decay", 0, 10)):
+            value = getattr(self, name)
+            zero = name in ("warmup", "weight_decay")
+            if not low <= value <= high or (value == low and not zero):
+                raise UpbenchError(f"probe {name} must be in {'[' if zero else '('}{low}, {high}], got {value}")
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UpbenchError(f"probe {name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named and versioned protocol.
+
+    Attributes:
+        name: As in `--preset quick`.
+        version: Rises with every change that can move a number.
+        image_size: Side in pixels of the image that the backbone and the guidance see.
+        output_size: Side in pixels of the upsampled features, of the ground truth and of the evaluation.
+        probe: Training of the linear probe; a task's own `probe` entries take precedence.
+    """
+
+    name: str
+    version: int
+    image_size: int
+    output_size: int
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+
+    @property
+    def protocol(self) -> str:
+        """Name and version, as in "quick-v1"."""
+        return f"{self.name}-v{self.version}"
+
+    def probe_for(self, overrides: Mapping[str, Any] | None = None) -> ProbeConfig:
+        """The preset's probe training with some fields replaced (a task's, a user's).
+
+        Raises:
+            UpbenchError: A field that `ProbeConfig` does not have, or a value out of range.
+        """
+        for name in overrides or {}:
+            if name not in asdict(self.probe):
+                raise unknown("probe setting", name, asdict(self.probe))
+        return replace(self.probe, **(overrides or {}))
+
+
+def _choice(what: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise unknown(what, value, choices)
+
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset("quick", version=1, image_size=224, output_size=224),
+        Preset("standard", version=1, image_size=448, output_size=448),
+    )
+}
+"""Presets by name."""
+
+
+def find_preset(name: str) -> Preset:
+    """The preset of that name.
+
+    Raises:
+        UpbenchError: There is none; the nearest name is suggested.
+    """
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
+    return PRESETS[name]
