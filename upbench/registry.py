@@ -44,7 +44,7 @@ def load_plugin_file(path: str | Path) -> None:
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    before = {kind: dict(_table(kind)) for kind in _KINDS}
+    before = {kind: plugins(kind) for kind in _KINDS}  # built-ins first: a clash is then the file's fault
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)

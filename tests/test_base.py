@@ -1,0 +1,78 @@
+"""The contracts themselves: defaults, options, cameras, lazy names."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import upbench
+from upbench.base import Camera, Upsampler, normalize_image
+from upbench.errors import UpbenchError
+
+
+class WithOptions(Upsampler):
+    """Not registered: it has no name of its own."""
+
+    def __init__(self, channels: int = 384, *, radius: int = 2, mode: str = "fast") -> None:
+        super().__init__(channels)
+        if radius < 1:
+            raise ValueError("radius must be at least 1")
+        self.radius, self.mode = radius, mode
+
+    def forward(self, image, features, output_size):
+        return features
+
+
+WithOptions.name = "with_options"  # set after the class body, so that the registry does not see it
+
+
+def test_options_are_read_from_the_constructor():
+    assert WithOptions.option_names() == ("radius", "mode")
+    built = WithOptions.build(channels=8, radius=3)
+    assert (built.channels, built.radius, built.mode) == (8, 3, "fast")
+
+
+def test_unknown_option_suggests_the_nearest():
+    with pytest.raises(UpbenchError, match="unknown option of method 'with_options' 'radios'; did you mean 'radius'"):
+        WithOptions.build(radios=3)
+
+
+def test_refused_value_is_one_line():
+    with pytest.raises(UpbenchError, match="refuses.*radius must be at least 1") as caught:
+        WithOptions.build(radius=0)
+    assert "\n" not in str(caught.value)
+
+
+def test_camera_shapes_are_checked():
+    Camera(torch.ones(2, 4), torch.eye(4).expand(2, 4, 4))
+    with pytest.raises(UpbenchError, match=r"intrinsics must be \[B, 4\]"):
+        Camera(torch.ones(4))
+    with pytest.raises(UpbenchError, match=r"pose must be \[2, 4, 4\]"):
+        Camera(torch.ones(2, 4), torch.eye(4)[None])
+
+
+def test_normalize_image():
+    image = torch.rand(2, 3, 4, 5)
+    out = normalize_image(image, (0.1, 0.2, 0.3), (1.0, 2.0, 4.0))
+    torch.testing.assert_close(out[:, 2], (image[:, 2] - 0.3) / 4)
+
+
+def test_every_public_name_resolves():
+    for name in upbench.__all__:
+        assert getattr(upbench, name) is not None
+    assert set(upbench.__all__) <= set(dir(upbench))
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = upbench.nonsense
+
+
+def test_import_and_light_modules_need_no_torch():
+    code = (
+        "import sys, upbench, upbench.registry, upbench.config, upbench.records, upbench.report, upbench.cli, "
+        "upbench.protocol, upbench.errors, upbench.plugin\n"
+        "print(sorted({'torch', 'pandas', 'timm', 'numpy'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
