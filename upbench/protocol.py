@@ -1,7 +1,8 @@
 """Presets: the sizes and the probe training that numbers are comparable under. Imports no torch.
 
-A preset's `protocol` ("quick-v1") stands in every record. Any change here that can move a number raises `version`.
-Why the values are what they are, and the measurement that the probe has converged, is in docs/protocol.md.
+A preset's `protocol` ("quick-v1") stands in every record. Any change here that can move a number raises
+`version`. Why the values are what they are, and the measurement that the probe has converged, is in
+docs/protocol.md.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ class ProbeConfig:
         warmup: Share of all steps over which the learning rate rises linearly from 0.
         schedule: "cosine" (to 0 at the last step) or "constant", after the warm-up.
         crop: Side of the random crop of the output that a step sees, as a share of the output's side.
-        conditioning: "standardize" trains on features that have zero mean and unit variance per channel over the
-            training split's low-resolution features, "whiten" besides decorrelates them, "none" leaves them. Each is
-            an affine reparametrisation of the same linear probe, folded into its weight and bias in the end.
+        conditioning: "standardize" trains on features that have zero mean and unit variance per channel over
+            the training split's low-resolution features, "whiten" besides decorrelates them, "none" leaves
+            them. Each is an affine reparametrisation of the same linear probe, folded into its weight and
+            bias.
     """
 
     epochs: int = 40
@@ -46,7 +48,8 @@ class ProbeConfig:
             value = getattr(self, name)
             zero = name in ("warmup", "weight_decay")
             if not low <= value <= high or (value == low and not zero):
-                raise UpbenchError(f"probe {name} must be in {'[' if zero else '('}{low}, {high}], got {value}")
+                bracket = "[" if zero else "("
+                raise UpbenchError(f"probe {name} must be in {bracket}{low}, {high}], got {value}")
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise UpbenchError(f"probe {name} must be at least 1, got {getattr(self, name)}")
