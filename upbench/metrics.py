@@ -181,12 +181,7 @@ def _validate_labels(prediction: Tensor, target: Tensor, num_classes: int, ignor
         if low < 0 or high >= num_classes:
             wrong = low if low < 0 else high
             raise UpbenchError(
-                f
-                
-                
-                f f" f"{ f"{n f"{na f"{nam f"{name f"{name} label {wrong}
-                is out of
-                range: labels are 0 to {num_classes - 1}, and {ignore_index} is ignored"
+                f"{name} label {wrong} is out of range: there are {num_classes} classes, 0 to {num_classes - 1}"
             )
 
 
@@ -234,8 +229,9 @@ def depth_discontinuities(
 ) -> Tensor:
     """The band around depth discontinuities.
 
-    Two valid 4-neighbours a, b are on a discontinuity where max(a, b) > (1 + `jump`) min(a, b). The band is every
-    pixel within r pixels (Chebyshev) of such a pixel, r = `ratio` times the diagonal, rounded, at least 1.
+    Two valid 4-neighbours a, b are on a discontinuity where max(a, b) > (1 + `jump`) min(a, b). The band
+    is every pixel within r pixels (Chebyshev) of such a pixel, r = `ratio` times the diagonal, rounded, at
+    least 1.
 
     Args:
         depth: `[H, W]` metres.
@@ -295,9 +291,7 @@ class AngleTotals:
     histogram: Tensor
 
     def __add__(self, other: AngleTotals) -> AngleTotals:
-        return AngleTotals(
-            self.sums + other.sums, self.under + other.under, self.histogram + other.histogram
-        )
+        return AngleTotals(self.sums + other.sums, self.under + other.under, self.histogram + other.histogram)
 
 
 def angular_error(prediction: Tensor, target: Tensor) -> Tensor:
@@ -348,9 +342,9 @@ def angle_metrics(totals: AngleTotals) -> dict[str, float]:
     """Metrics of surface normals over pooled pixels (Bae et al. 2021, section 4).
 
     Returns:
-        `mean`, `median`, `rmse` in degrees (the median to 0.005 degrees, by linear interpolation within hundredths);
-        `under_5`, `under_7.5`, `under_11.25`, `under_22.5`, `under_30`: shares of pixels strictly under the angle.
-        All nan where there is no pixel.
+        `mean`, `median`, `rmse` in degrees (the median to 0.005 degrees, by linear interpolation within
+        hundredths); `under_5`, `under_7.5`, `under_11.25`, `under_22.5`, `under_30`: shares of pixels
+        strictly under the angle. All nan where there is no pixel.
     """
     count, total, squares = totals.sums.tolist()
     if not count:
