@@ -151,7 +151,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A run: methods x tasks x backbones x datasets under one preset. The flags of `upbench run` are its fields.
+    """A run: methods x tasks x backbones x datasets under a preset. Flags of `upbench run` are its fields.
 
     Attributes:
         methods: `NAME`, `NAME:WEIGHTS` or mappings (see `MethodSpec`); wildcards and "all" are allowed.
