@@ -1,0 +1,295 @@
+"""Attention from a dense grid of queries to windows of a low-resolution map.
+
+Both axes have a table of the cells that each output row (column) sees. Queries of a tile share their cells, so logits
+and averages are batched matrix products of a few hundred queries with a few dozen keys; the keys and values are never
+brought to the output grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from upbench.errors import UpbenchError, unknown
+from upbench.ops.operator import Operator
+from upbench.ops.windows import Tiling, tiling
+
+_BUDGET = {"cpu": 48 * 2**20}  # on a CPU about what its caches serve well
+_BUDGET_ELSEWHERE = 1 << 30
+
+
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rows: Tensor,
+    cols: Tensor,
+    *,
+    heads: int,
+    average_heads: bool = False,
+    scale: float | None = None,
+    backend: str = "auto",
+    memory_budget: int | None = None,
+) -> Tensor:
+    """Softmax attention of every output pixel to its window of low-resolution cells.
+
+    Heads split channels contiguously: head n owns channels [n D, (n + 1) D).
+
+    Args:
+        q: `[B, Cq, H, W]`.
+        k: `[B, Cq, h, w]`.
+        v: `[B, Cv, h, w]`.
+        rows: `[H, Kr]` int64, the low-resolution rows that each output row sees; -1 for none.
+        cols: `[W, Kc]` int64, the same for columns.
+        heads: Number of heads; divides Cq and, without `average_heads`, Cv.
+        average_heads: The softmax weights are averaged over heads, and the average is applied to all of v.
+        scale: Factor on the logits; (Cq / heads) ** -0.5 by default.
+        backend: "auto" or one of `BACKENDS`.
+        memory_budget: Bytes of working memory to stay near, beside the output; without gradients only.
+
+    Returns:
+        `[B, Cv, H, W]` in the dtype of v.
+
+    Raises:
+        UpbenchError: Shapes that do not fit, a position without cells, a backend that does not exist.
+    """
+    _check(q, k, rows, cols, heads)
+    if v.shape[0] != k.shape[0] or v.shape[2:] != k.shape[2:]:
+        raise UpbenchError(f"values {list(v.shape)} do not lie on the grid of the keys {list(k.shape)}")
+    if not average_heads and v.shape[1] % heads:
+        raise UpbenchError(f"{v.shape[1]} value channels cannot be split over {heads} heads")
+    if backend != "auto" and backend not in BACKENDS:
+        raise unknown("attention backend", backend, ("auto", *BACKENDS))
+    run = BACKENDS["torch" if backend == "auto" else backend]
+    scale = (int(q.shape[1]) // heads) ** -0.5 if scale is None else scale
+    return run(q, k, v, rows, cols, heads, average_heads, scale, memory_budget)
+
+
+def window_operator(
+    q: Tensor,
+    k: Tensor,
+    rows: Tensor,
+    cols: Tensor,
+    *,
+    heads: int,
+    average_heads: bool = False,
+    scale: float | None = None,
+    memory_budget: int | None = None,
+) -> WindowOperator:
+    """The same attention as an operator on any values: softmax weights are computed once and kept.
+
+    Args: as for `window_attention`. The weights carry no gradient.
+    """
+    _check(q, k, rows, cols, heads)
+    with torch.no_grad():
+        queries = _Queries(q, k, rows, cols, heads, scale)
+        r, c = queries.rows, queries.cols
+        groups = 1 if average_heads else heads
+        window = groups * r.window * c.window
+        kept = q.new_empty(q.shape[0], r.count, c.count, window, r.size * c.size)
+        for first, last in queries.strips(memory_budget):
+            weights = queries.weights(first, last, average_heads)
+            kept[:, first:last] = weights.reshape(kept[:, first:last].shape)
+    return WindowOperator(kept, r, c, groups)
+
+
+class WindowOperator(Operator):
+    """Kept attention weights, as an operator (see `Operator`).
+
+    Attributes:
+        weights: `[B, Tr, Tc, groups * Kr * Kc, n * m]`, the softmax weights of each tile of n x m pixels.
+        rows, cols: How each axis is cut into tiles.
+    """
+
+    def __init__(self, weights: Tensor, rows: Tiling, cols: Tiling, groups: int) -> None:
+        self.weights = weights
+        self.rows = rows
+        self.cols = cols
+        self.groups = groups
+        self.output_size = (rows.length, cols.length)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """`[B, groups, K, h, w]` to `[B, K, H, W]`, summed over groups; in the dtype of `values`."""
+        if values.ndim != 5 or values.shape[1] != self.groups:
+            raise UpbenchError(f"operator takes [B, {self.groups}, K, h, w], got {list(values.shape)}")
+        b, g, c, h, w = values.shape
+        cells = values.permute(0, 3, 4, 1, 2).reshape(b, h, w, g * c)
+        # The groups' sum is part of the product: [K, groups * cells] x [groups * cells, pixels].
+        tiles = _gather(cells, self.rows, self.cols, 0, self.rows.count, g).view(-1, self.weights.shape[3], c)
+        dense = torch.bmm(tiles.transpose(1, 2), self.weights.to(values.dtype).flatten(0, 2))
+        return _join(dense, self.rows, self.cols, 0, self.rows.count, b)
+
+    def crop(self, rows: slice, cols: slice) -> WindowOperator:
+        """The operator for a rectangle of output pixels; a view of the tiles that it touches."""
+        r, row_tiles = self.rows.crop(*rows.indices(self.output_size[0])[:2])
+        c, col_tiles = self.cols.crop(*cols.indices(self.output_size[1])[:2])
+        return WindowOperator(self.weights[:, r, c], row_tiles, col_tiles, self.groups)
+
+    def to(self, *args: Any, **kwargs: Any) -> WindowOperator:
+        """The operator with its weights moved or cast; float16 halves what keeping it costs."""
+        weights = self.weights.to(*args, **kwargs)
+        return WindowOperator(
+            weights, self.rows.on(weights.device), self.cols.on(weights.device), self.groups
+        )
+
+    def nbytes(self) -> int:
+        """Bytes of the weights."""
+        return self.weights.numel() * self.weights.element_size()
+
+
+class _Queries:
+    """Queries and keys of one call, and how their axes are cut into tiles."""
+
+    def __init__(
+        self, q: Tensor, k: Tensor, rows: Tensor, cols: Tensor, heads: int, scale: float | None
+    ) -> None:
+        self.q = q
+        self.heads = heads
+        self.rows = tiling(rows, int(k.shape[2]), q.device)
+        self.cols = tiling(cols, int(k.shape[3]), q.device)
+        scale = (int(q.shape[1]) // heads) ** -0.5 if scale is None else scale
+        self.keys = (k * scale).permute(0, 2, 3, 1)
+
+    def strips(self, budget: int | None, channels: int = 0) -> Iterator[tuple[int, int]]:
+        """Runs of tile rows whose working memory stays near `budget` bytes."""
+        budget = budget or _BUDGET.get(self.q.device.type, _BUDGET_ELSEWHERE)
+        pixels = int(self.q.shape[0]) * self.rows.size * self.cols.count * self.cols.size
+        window = self.rows.window * self.cols.window
+        per_row = pixels * (int(self.q.shape[1]) + channels + 2 * self.heads * window) * self.q.element_size()
+        step = max(1, budget // per_row)
+        for first in range(0, self.rows.count, step):
+            yield first, min(first + step, self.rows.count)
+
+    def weights(self, first: int, last: int, average: bool) -> Tensor:
+        """Softmax weights of tile rows first..last-1, `[B * R * T * groups, Kr * Kc, n * m]`."""
+        tiles = _gather(self.keys, self.rows, self.cols, first, last, self.heads)
+        queries = _split(self.q, self.rows, self.cols, first, last, self.heads)
+        logits = torch.bmm(tiles.flatten(0, 3), queries)
+        bias = _bias(self.rows, self.cols, first, last)
+        shape = (int(self.q.shape[0]), -1, self.heads, *logits.shape[1:])
+        if bias is not None:
+            logits = (logits.view(shape) + bias.to(logits.dtype)).view(logits.shape)
+        weights = torch.softmax(logits, 1, dtype=_softmax_dtype(logits)).to(logits.dtype)
+        return weights.view(shape).mean(2).flatten(0, 1) if average else weights
+
+
+def _torch_backend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rows: Tensor,
+    cols: Tensor,
+    heads: int,
+    average_heads: bool,
+    scale: float,
+    memory_budget: int | None,
+) -> Tensor:
+    """Batched products over tiles; strips of tile rows keep the working memory small."""
+    queries = _Queries(q, k, rows, cols, heads, scale)
+    groups = 1 if average_heads else heads
+    values = v.permute(0, 2, 3, 1)
+    b, channels = int(v.shape[0]), int(v.shape[1])
+    tracked = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v))
+
+    def strip(first: int, last: int) -> Tensor:
+        weights = queries.weights(first, last, average_heads)
+        tiles = _gather(values, queries.rows, queries.cols, first, last, groups).flatten(0, 3)
+        return _join(torch.bmm(tiles.transpose(1, 2), weights), queries.rows, queries.cols, first, last, b)
+
+    if tracked:  # everything is kept for the backward pass anyway
+        return strip(0, queries.rows.count)
+    out = v.new_empty(b, channels, queries.rows.length, queries.cols.length)
+    for first, last in queries.strips(memory_budget, channels):
+        start, stop = queries.rows.span(first, last)
+        out[:, :, start:stop] = strip(first, last)
+    return out
+
+
+def _reference_backend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rows: Tensor,
+    cols: Tensor,
+    heads: int,
+    average_heads: bool,
+    scale: float,
+    memory_budget: int | None,
+) -> Tensor:
+    """Every pixel's keys and values gathered; what the others are tested against."""
+    allowed = (rows >= 0)[:, None, :, None] & (cols >= 0)[None, :, None, :]
+    index = (rows.clamp(min=0)[:, None, :, None], cols.clamp(min=0)[None, :, None, :])
+    b, c, height, width = q.shape
+    keys = k[:, :, index[0], index[1]].reshape(b, heads, c // heads, height, width, -1)
+    values = v[:, :, index[0], index[1]].reshape(
+        b, 1 if average_heads else heads, -1, height, width, keys.shape[-1]
+    )
+    logits = (q.reshape(b, heads, c // heads, height, width, 1) * keys).sum(2) * scale
+    weights = logits.masked_fill(~allowed.flatten(2), float("-inf")).softmax(-1)
+    if average_heads:
+        weights = weights.mean(1, keepdim=True)
+    return (weights.unsqueeze(2) * values).sum(-1).reshape(b, v.shape[1], height, width)
+
+
+BACKENDS: dict[str, Callable[..., Tensor]] = {"torch": _torch_backend, "reference": _reference_backend}
+
+
+def _check(q: Tensor, k: Tensor, rows: Tensor, cols: Tensor, heads: int) -> None:
+    if q.ndim != 4 or k.ndim != 4 or q.shape[:2] != k.shape[:2]:
+        raise UpbenchError(f"queries {list(q.shape)} and keys {list(k.shape)} must share batch and channels")
+    if heads < 1 or q.shape[1] % heads:
+        raise UpbenchError(f"{q.shape[1]} query channels cannot be split over {heads} heads")
+    for axis, table, size in (("row", rows, q.shape[2]), ("column", cols, q.shape[3])):
+        if table.ndim != 2 or table.shape[0] != size:
+            raise UpbenchError(f"{axis} table {list(table.shape)} does not fit queries {list(q.shape)}")
+
+
+def _softmax_dtype(logits: Tensor) -> torch.dtype:
+    return torch.float32 if logits.dtype in (torch.float16, torch.bfloat16) else logits.dtype
+
+
+def _split(x: Tensor, rows: Tiling, cols: Tiling, first: int, last: int, heads: int) -> Tensor:
+    """Pixels of tile rows first..last-1: `[B, heads * D, H, W]` to `[B * R * T * heads, D, n * m]`."""
+    b, c = int(x.shape[0]), int(x.shape[1])
+    start, stop = rows.span(first, last)
+    padding = (*cols.padding(0, cols.count), *rows.padding(first, last))
+    strip = x[:, :, start:stop]
+    if any(padding):
+        strip = F.pad(strip, padding)
+    tiles = strip.reshape(b, c, last - first, rows.size, cols.count, cols.size).permute(0, 2, 4, 1, 3, 5)
+    return tiles.reshape(-1, c // heads, rows.size * cols.size)
+
+
+def _join(tiles: Tensor, rows: Tiling, cols: Tiling, first: int, last: int, b: int) -> Tensor:
+    """The inverse of `_split`, without the pixels outside of the axes: `[B, C, stop - start, W]`."""
+    tiles = tiles.view(b, last - first, cols.count, -1, rows.size, cols.size).permute(0, 3, 1, 4, 2, 5)
+    strip = tiles.reshape(b, int(tiles.shape[1]), (last - first) * rows.size, cols.count * cols.size)
+    (top, bottom), (left, right) = rows.padding(first, last), cols.padding(0, cols.count)
+    return strip[:, :, top : strip.shape[2] - bottom, left : strip.shape[3] - right]
+
+
+def _gather(cells: Tensor, rows: Tiling, cols: Tiling, first: int, last: int, heads: int) -> Tensor:
+    """The cells that each tile sees: `[B, h, w, heads * D]` to `[B, R, T, heads, Kr * Kc, D]`."""
+    b, c = int(cells.shape[0]), int(cells.shape[3])
+    seen = cells.index_select(1, rows.cells[first:last].flatten()).index_select(2, cols.cells.flatten())
+    seen = seen.view(b, last - first, rows.window, cols.count, cols.window, heads, c // heads)
+    return seen.permute(0, 1, 3, 5, 2, 4, 6).reshape(
+        b, last - first, cols.count, heads, rows.window * cols.window, c // heads
+    )
+
+
+def _bias(rows: Tiling, cols: Tiling, first: int, last: int) -> Tensor | None:
+    """Log multiplicities of tile rows first..last-1, `[R * T, 1, Kr * Kc, n * m]`, or None where all are once."""
+    if rows.bias is None and cols.bias is None:
+        return None
+    parts = []
+    for tiles in (rows, cols):
+        zero = tiles.cells.new_zeros((tiles.count, tiles.size, tiles.window), dtype=torch.float32)
+        parts.append(zero if tiles.bias is None else tiles.bias)
+    r = parts[0][first:last].transpose(1, 2)[:, None, :, None, :, None]  # [R, 1, Kr, 1, n, 1]
+    c = parts[1].transpose(1, 2)[None, :, None, :, None, :]  # [1, T, 1, Kc, 1, m]
+    return (r + c).reshape(-1, 1, rows.window * cols.window, rows.size * cols.size)
