@@ -1,17 +1,14 @@
 """Metrics of dense prediction as pure functions: each validates its input, then *updates* or *computes*.
 
-An update turns one image (or a stack of them) into totals that can be added; a compute turns totals into
-numbers.
+An update turns one image (or a stack of them) into totals that add up; a compute turns totals into numbers.
 How images are combined is part of a metric's definition, and differs between tasks:
 
-* segmentation: totals are added over the split, so that there is **one** confusion matrix (a mean of
-  per-image IoUs is another number);
-* depth: each metric per image, then the mean over the images that have valid pixels (as probe3d and JAFAR
-  do);
+* segmentation: totals are added over the split, so that there is one confusion matrix (a mean of per-image
+  IoUs is another number);
+* depth: each metric per image, then the mean over the images with valid pixels (as probe3d and JAFAR do);
 * normals: all valid pixels of the split are pooled (as Bae et al. 2021 do).
 
-Tensors may be on any device and are computed there. Where no pixel is valid the result is nan, never an
-error.
+Tensors may be on any device and are computed there. Where no pixel is valid the result is nan, not an error.
 """
 
 from __future__ import annotations
@@ -181,7 +178,7 @@ def _validate_labels(prediction: Tensor, target: Tensor, num_classes: int, ignor
         if low < 0 or high >= num_classes:
             wrong = low if low < 0 else high
             raise UpbenchError(
-                f"{name} label {wrong} is out of range: there are {num_classes} classes, 0 to {num_classes - 1}"
+                f"{name} label {wrong} is out of range: {num_classes} classes are numbered 0 to {num_classes - 1}"
             )
 
 

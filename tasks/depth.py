@@ -1,0 +1,163 @@
+"""Monocular depth by a linear probe to bins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from upbench import metrics as M
+from upbench.base import Evaluator, Metric, Task
+from upbench.datasets.base import Dataset, Sample
+
+BINS = 256
+MIN_DEPTH, MAX_DEPTH = 1e-3, 10.0
+FLOOR = 0.1
+"""Added to every bin's activation, so that no pixel is without a depth and no gradient is divided by 0."""
+
+SIGLOSS_WEIGHT, GRADIENT_WEIGHT = 10.0, 0.5
+VARIANCE_FOCUS = 0.85
+SCALES = 4
+
+
+class Depth(Task):
+    """Depth in metres: 256 bins from 1 mm to 10 m, evenly spaced, weighted by a linear probe's outputs.
+
+    The depth of a pixel is sum(r b) / sum(r) with b the bins' centres and r = relu(z) + 0.1 of the probe's
+    outputs z (the "linear" normalisation of AdaBins' successors and of DINOv2's depth heads). The loss is
+    10 times the scale-invariant loss of Eigen et al. 2014 plus 0.5 times the multi-scale gradient loss of
+    Li and Snavely 2018, the weights of probe3d. Metrics are per image and averaged over images, as there
+    and in JAFAR.
+    """
+
+    name = "depth"
+    title = "Depth"
+    target = "depth"
+    metrics = (
+        Metric("rmse", "RMSE", higher_is_better=False, unit="m"),
+        Metric("delta1", "delta1", higher_is_better=True, unit="%"),
+        Metric("delta2", "delta2", higher_is_better=True, unit="%"),
+        Metric("delta3", "delta3", higher_is_better=True, unit="%"),
+        Metric("absrel", "AbsRel", higher_is_better=False),
+        Metric("log10", "log10", higher_is_better=False),
+        Metric("silog", "SILog", higher_is_better=False),
+        Metric("rmse_edge", "Edge RMSE", higher_is_better=False, unit="m"),
+    )
+    primary = "rmse"
+
+    def probe_channels(self, dataset: Dataset) -> int:
+        """One per bin."""
+        return BINS
+
+    def loss(self, prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        """10 times the scale-invariant loss over all valid pixels, plus 0.5 times the gradient loss.
+
+        Pixels whose depth is not between 1 mm and 10 m carry none.
+        """
+        valid = valid & (target >= MIN_DEPTH) & (target <= MAX_DEPTH)
+        log = depth_from_bins(prediction).log() - target.clamp(min=MIN_DEPTH).log()
+        return SIGLOSS_WEIGHT * scale_invariant_loss(log, valid) + GRADIENT_WEIGHT * gradient_loss(log, valid)
+
+    def evaluator(self, dataset: Dataset) -> Evaluator:
+        """Averages per-image metrics."""
+        return DepthEvaluator()
+
+
+class DepthEvaluator(Evaluator):
+    """See `Depth`. An image's own value is its RMSE in metres."""
+
+    def __init__(self) -> None:
+        self.images: list[dict[str, float]] = []
+
+    def update(self, prediction: Tensor, sample: Sample) -> float:
+        """See `Evaluator`."""
+        assert sample.depth is not None
+        valid = sample.valid & (sample.depth <= MAX_DEPTH)
+        values = M.depth_metrics(depth_from_bins(prediction[None])[0], sample.depth, valid)
+        values = {m.name: values[m.name] * (100 if m.unit == "%" else 1) for m in Depth.metrics}
+        self.images.append(values)
+        return values[Depth.primary]
+
+    def compute(self) -> dict[str, float]:
+        """See `Evaluator`; lengths in metres, deltas in per cent."""
+        if not self.images:
+            return {metric.name: M.NAN for metric in Depth.metrics}
+        return M.mean_over_images(self.images)
+
+
+def depth_from_bins(prediction: Tensor) -> Tensor:
+    """`[B, K, H, W]` outputs of the probe to `[B, H, W]` metres."""
+    step = (MAX_DEPTH - MIN_DEPTH) / prediction.shape[1]
+    index = torch.arange(prediction.shape[1], dtype=prediction.dtype, device=prediction.device)
+    depth: Tensor = _BinAverage.apply(prediction, MIN_DEPTH + step * (index + 0.5))
+    return depth
+
+
+class _BinAverage(torch.autograd.Function):
+    """sum_k r_k b_k / sum_k r_k with r = relu(z) + FLOOR, in as few passes over z as there can be.
+
+    The probe's output at K = 256 is the largest tensor of the training. Written out, the formula keeps
+    four copies of it for the backward pass and walks through ten; this keeps z alone: one clamp and one
+    product forwards, one product and one mask backwards.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, centres: Tensor) -> Tensor:
+        b, k, h, w = z.shape
+        basis = torch.stack([centres, torch.ones_like(centres)])
+        active = z.clamp(min=0).reshape(b, k, h * w)
+        sums = basis @ active + FLOOR * basis.sum(1, keepdim=True)
+        total = sums[:, 1]
+        depth = sums[:, 0] / total
+        ctx.save_for_backward(z, basis, depth, total)
+        return depth.reshape(b, h, w)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        z, basis, depth, total = ctx.saved_tensors
+        scaled = grads[0].reshape(depth.shape) / total
+        grad = basis.T @ torch.stack([scaled, -scaled * depth], 1)
+        return grad.reshape(z.shape).masked_fill_(z <= 0, 0), None
+
+
+def scale_invariant_loss(log: Tensor, valid: Tensor) -> Tensor:
+    """Square root of mean(g^2) - 0.85 mean(g)^2 over valid pixels, g the difference of logarithms `log`.
+
+    Args:
+        log: `[B, H, W]` ln prediction - ln target.
+        valid: `[B, H, W]` bool.
+
+    Returns:
+        Scalar (Eigen et al. 2014, eq. 4; the square root and 0.85 as in AdaBins, eq. 2); 0 where nothing
+        is valid.
+    """
+    count = valid.sum().clamp(min=1)
+    g = torch.where(valid, log, 0)
+    squared = g.square().sum() / count - VARIANCE_FOCUS * (g.sum() / count).square()
+    return (squared.clamp(min=0) + 1e-8).sqrt()
+
+
+def gradient_loss(log: Tensor, valid: Tensor) -> Tensor:
+    """Mean absolute difference of `log` between neighbours, summed over directions and four scales.
+
+    Args:
+        log: `[B, H, W]` ln prediction - ln target.
+        valid: `[B, H, W]` bool; both neighbours must be.
+
+    Returns:
+        Scalar (Li and Snavely, CVPR 2018, eq. 4; scale s keeps every 2^s-th row and column).
+    """
+    total = log.new_zeros(())
+    for scale in range(SCALES):
+        step = 2**scale
+        g, mask = log[:, ::step, ::step], valid[:, ::step, ::step]
+        count = mask.sum().clamp(min=1)
+        for axis in (1, 2):
+            n = g.shape[axis] - 1
+            if n < 1:
+                continue
+            both = mask.narrow(axis, 0, n) & mask.narrow(axis, 1, n)
+            difference = (g.narrow(axis, 1, n) - g.narrow(axis, 0, n)).abs()
+            total = total + torch.where(both, difference, 0).sum() / count
+    return total
