@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-import torch.nn.functional as F
 from torch import Tensor
 
-from upbench.base import Upsampler
+from upbench.base import Camera, Upsampler
+from upbench.ops.resample import interpolation_operator, resize
+from upbench.ops.separable import SeparableOperator
 
 
 class Bilinear(Upsampler):
-    """Bilinear interpolation, half-pixel centres; the image is not looked at.
+    """Bilinear interpolation; the image is not looked at.
 
-    Output row i reads the features at y = (i + 0.5) h / H - 0.5, clamped to the grid, with weights 1 - |y - cell| on
-    the two nearest rows; columns likewise. Along an axis where the output is smaller than the features, the triangle
-    is widened by h / H and renormalised (antialiasing); along one where it is larger, the result is
-    `F.interpolate(mode="bilinear", align_corners=False)` exactly.
+    Output row i is the sum of (1 - |y - j|) f_j over the two rows j around y = (i + 0.5) h / H - 0.5, y
+    clamped to the grid; columns likewise: `F.interpolate(mode="bilinear", align_corners=False)`. Along an
+    axis where the output is smaller than the features, the triangle is widened by h / H and renormalised
+    (`antialias=True`, as Pillow does).
     """
 
     name = "bilinear"
     title = "Bilinear"
-    paper = "classical"
-    guided: ClassVar[bool] = False
-    linear: ClassVar[bool] = True
+    paper = "Textbook interpolation, no paper"
+    guided = False
+    linear = True
 
     def forward(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Tensor:
         """See `Upsampler.forward`."""
-        shrinks = any(out < size for out, size in zip(output_size, features.shape[-2:], strict=True))
-        return F.interpolate(features, output_size, mode="bilinear", align_corners=False, antialias=shrinks)
+        return resize(features, output_size, "bilinear")
+
+    def operator(
+        self, image: Tensor, features: Tensor, output_size: tuple[int, int], camera: Camera | None = None
+    ) -> SeparableOperator:
+        """See `Upsampler.operator`: a matrix for rows and one for columns."""
+        return interpolation_operator(features, output_size, "bilinear")
