@@ -164,6 +164,10 @@ class Upsampler(nn.Module, Registered):
             return None
         return FunctionOperator(lambda values: self(image, values, output_size), output_size)
 
+    def normalize(self, image01: Tensor) -> Tensor:
+        """`[B, 3, h_img, w_img]` RGB in 0..1, as `forward` wants it."""
+        return normalize_image(image01, self.mean, self.std)
+
     @classmethod
     def skip_reason(cls, setting: Setting) -> str | None:
         """Why the method cannot run in this setting, in words, or None where it can."""
