@@ -47,7 +47,9 @@ class RaysUp(Upsampler):
 
     name = "raysup"
     title = "RaysUp"
-    paper = "RaysUp: ray-conditioned feature upsampling, official code MAP-RaysUp/RaysUp"
+    paper = "Ding et al., RaysUp: Ultra-light Universal Feature Upsampling, ECCV 2026, arXiv 2606.22749"
+    year = 2026
+    licence = "Apache-2.0"
     trainable = True
     linear = True
     uses_camera = True

@@ -1,0 +1,266 @@
+"""AnyUp: windowed attention whose keys describe the features of any backbone in the same way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from upbench.base import Camera, Upsampler
+from upbench.errors import UpbenchError
+from upbench.ops.window import WindowOperator, window_attention, window_operator
+from upbench.ops.windows import fraction_table
+
+HEADS = 4
+GROUPS = 8
+_CHUNK = 64 * 2**20  # bytes of filter responses at a time
+
+_OFFICIAL = {
+    ".block.0.": ".norm1.",
+    ".block.2.": ".conv1.",
+    ".block.3.": ".norm2.",
+    ".block.5.": ".conv2.",
+    "key_features_encoder.": "feature_encoder.",
+    "cross_decode.conv2d.": "attention.conv.",
+    "cross_decode.cross_attn.norm_q.": "attention.query_norm.",
+    "cross_decode.cross_attn.norm_k.": "attention.key_norm.",
+    "cross_decode.cross_attn.attention.out_proj.": "attention.output.",
+    "rope.freqs": "position.frequencies",
+}
+_IN_PROJECTION = "cross_decode.cross_attn.attention.in_proj_"
+
+
+class AnyUp(Upsampler):
+    """AnyUp (Wimmer et al., ICLR 2026), native.
+
+    Each output pixel averages the raw features of a window of about `2 * window_ratio` of either side. The weights
+    come from the image (queries, keys) and from the features' own local structure (keys), which is described by
+    `dim` numbers per position for any number of channels.
+
+    As in the official code, the unified features mix channels (see `UnifiedFeatures`): the output is not equivariant
+    to a permutation of the channels. The value and output projections of its attention have no effect; they are kept
+    (frozen) because its checkpoints hold them and its 878,080 parameters count them.
+    """
+
+    name = "anyup"
+    title = "AnyUp"
+    paper = "Wimmer et al., AnyUp: Universal Feature Upsampling, ICLR 2026, arXiv 2510.12764"
+    year = 2025
+    licence = "CC-BY-4.0"
+    trainable = True
+
+    def __init__(
+        self, channels: int = 384, *, dim: int = 128, filter_size: int = 5, window_ratio: float = 0.1
+    ) -> None:
+        """Builds the method with random weights.
+
+        Args:
+            channels: C of the features; no parameter depends on it.
+            dim: Width of the encoders, queries and keys.
+            filter_size: Side of the filters that describe features; odd.
+            window_ratio: Half the side of the window as a fraction of the map.
+        """
+        super().__init__(channels)
+        if dim < 8 * GROUPS or dim % (8 * GROUPS):
+            raise UpbenchError(f"anyup: dim {dim} is not a multiple of {8 * GROUPS}")
+        if filter_size < 1 or filter_size % 2 == 0:
+            raise UpbenchError(f"anyup: filter_size {filter_size} is not odd")
+        if not 0 < window_ratio <= 1:
+            raise UpbenchError(f"anyup: window_ratio {window_ratio} is not in (0, 1]")
+        self.window_ratio = window_ratio
+        self.image_encoder = encoder(nn.Conv2d(3, dim, 1, bias=False), dim)
+        self.position = Position(dim)
+        self.query_encoder = encoder(nn.Conv2d(dim, dim, 1, bias=False), dim)
+        self.key_encoder = encoder(nn.Conv2d(dim, dim, 1, bias=False), dim)
+        self.feature_encoder = encoder(UnifiedFeatures(dim, filter_size), dim)
+        reflect = nn.Conv2d(2 * dim, dim, 3, padding=1, padding_mode="reflect", bias=False)
+        self.aggregation = encoder(reflect, dim)
+        self.attention = Projections(dim)
+
+    def forward(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Tensor:
+        """See `Upsampler.forward`."""
+        queries, keys = self.encode(image, features, output_size)
+        rows, cols = self.tables(_size(features), output_size)
+        return window_attention(queries, keys, features, rows, cols, heads=HEADS, average_heads=True)
+
+    def operator(
+        self, image: Tensor, features: Tensor, output_size: tuple[int, int], camera: Camera | None = None
+    ) -> WindowOperator:
+        """The attention weights of these features; all channels share them (see `Upsampler.operator`)."""
+        with torch.no_grad():
+            queries, keys = self.encode(image, features, output_size)
+        rows, cols = self.tables(_size(features), output_size)
+        return window_operator(queries, keys, rows, cols, heads=HEADS, average_heads=True)
+
+    def encode(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Queries `[B, dim, H, W]` and keys `[B, dim, h, w]`, projected."""
+        encoding = self.position(self.image_encoder(image))
+        guide = _pool(self.key_encoder(encoding), _size(features))
+        queries = _pool(self.query_encoder(encoding), output_size)
+        del encoding
+        keys = self.aggregation(torch.cat([guide, self.feature_encoder(features)], 1))
+        return self.attention(queries, keys)
+
+    def tables(self, feature_size: tuple[int, int], output_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """The low-resolution rows and columns that each output row and column sees."""
+        rows, cols = (
+            fraction_table(size, cells, self.window_ratio)
+            for size, cells in zip(output_size, feature_size, strict=True)
+        )
+        return rows, cols
+
+    @classmethod
+    def options_from(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """`dim` and `filter_size`, from the filters."""
+        filters = cls.convert_state(state).get("feature_encoder.0.filters")
+        if filters is None or filters.ndim != 4:
+            return {}
+        return {"dim": int(filters.shape[0]), "filter_size": int(filters.shape[-1])}
+
+    @classmethod
+    def convert_state(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `Upsampler.convert_state`; the packed input projection is split into query, key and value."""
+        converted = {}
+        for key, tensor in state.items():
+            if key.startswith(_IN_PROJECTION):
+                kind = key[len(_IN_PROJECTION) :]
+                for name, part in zip(("query", "key", "value"), tensor.chunk(3), strict=False):
+                    converted[f"attention.{name}.{kind}"] = part.clone()
+                continue
+            for official, ours in _OFFICIAL.items():
+                key = key.replace(official, ours)
+            converted[key.replace(".0.basis", ".0.filters")] = tensor
+        return converted
+
+
+class Block(nn.Module):
+    """A residual of GroupNorm - SiLU - 1x1 convolution, twice."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(GROUPS, dim)
+        self.conv1 = nn.Conv2d(dim, dim, 1, bias=False)
+        self.norm2 = nn.GroupNorm(GROUPS, dim)
+        self.conv2 = nn.Conv2d(dim, dim, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, dim, H, W]` to the same shape."""
+        y = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(y)))
+
+
+def encoder(stem: nn.Module, dim: int) -> nn.Sequential:
+    """A stem to `dim` channels and two residual blocks."""
+    return nn.Sequential(stem, Block(dim), Block(dim))
+
+
+class Position(nn.Module):
+    """Multiplies channels by waves of the position, in pairs (c, c + dim / 2).
+
+    The official code starts channels of the first half from the row and of the second from the column; trained
+    checkpoints mix both, so that it is a rotation in form only.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        base = 2 * math.pi * 100 ** torch.linspace(0, -1, dim // 4)
+        waves = torch.zeros(2, dim)
+        waves[0, : dim // 2] = waves[1, dim // 2 :] = base.repeat(2)
+        self.frequencies = nn.Parameter(waves)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, dim, H, W]` to the same shape; both axes run from 0 to 1, ends included."""
+        (cos_r, sin_r), (cos_c, sin_c) = (self._waves(axis, size) for axis, size in enumerate(_size(x)))
+        cos_r, sin_r = cos_r.unsqueeze(2), sin_r.unsqueeze(2)  # [dim, H, 1] and [dim, 1, W]
+        cos_c, sin_c = cos_c.unsqueeze(1), sin_c.unsqueeze(1)
+        a, b = x.chunk(2, 1)
+        turned = torch.cat([-b, a], 1)
+        return (x * (cos_r * cos_c - sin_r * sin_c) + turned * (sin_r * cos_c + cos_r * sin_c)).to(x.dtype)
+
+    def _waves(self, axis: int, size: int) -> tuple[Tensor, Tensor]:
+        place = torch.linspace(0, 1, size, device=self.frequencies.device)
+        angle = self.frequencies[axis].float()[:, None] * place
+        return angle.cos(), angle.sin()
+
+
+class UnifiedFeatures(nn.Module):
+    """A description of the features' local structure, of the same size for any number of channels.
+
+    Every normalised channel is filtered with the same `dim` filters. The official code lays the C * dim responses out
+    channel by channel, reads them as dim x C, takes the softmax over the first axis and the mean over the second.
+    That mixes channels and filters, and the released weights depend on it.
+    """
+
+    def __init__(self, dim: int, filter_size: int) -> None:
+        super().__init__()
+        self.filters = nn.Parameter(torch.empty(dim, 1, filter_size, filter_size))
+        nn.init.kaiming_uniform_(self.filters, a=math.sqrt(5))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`[B, C, h, w]` to `[B, dim, h, w]`, summing to 1 over channels. A few rows at a time."""
+        b, c, h, w = map(int, features.shape)
+        dim, reach = int(self.filters.shape[0]), int(self.filters.shape[-1]) // 2
+        padded = F.pad(F.normalize(features, dim=1), (reach,) * 4)
+        taps = _taps(h, reach, features)[:, None] * _taps(w, reach, features)
+        step = max(1, _CHUNK // (b * c * dim * w * features.element_size()))
+        parts = []
+        for top in range(0, h, step):
+            bottom = min(top + step, h)
+            rows = padded[:, :, top : bottom + 2 * reach].reshape(b * c, 1, -1, w + 2 * reach)
+            responses = F.conv2d(rows, self.filters).view(b, dim, c, bottom - top, w)
+            parts.append((responses / taps[top:bottom]).softmax(1).mean(2))
+        return torch.cat(parts, 2)
+
+
+class Projections(nn.Module):
+    """Queries and keys of the attention: queries through a 3x3 convolution; both normalised and projected."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1, bias=False)
+        self.query_norm = RMSNorm(dim)
+        self.key_norm = RMSNorm(dim)
+        self.query, self.key, self.value, self.output = (nn.Linear(dim, dim) for _ in range(4))
+        for unused in (self.value, self.output):
+            unused.requires_grad_(False)
+
+    def forward(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """`[B, dim, H, W]` and `[B, dim, h, w]` to the same shapes."""
+        queries = self.query_norm(self.conv(queries))
+        return _project(self.query, queries), _project(self.key, self.key_norm(keys))
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the channels of a map; epsilon is that of the data type."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, dim, H, W]` to the same shape."""
+        scale = torch.rsqrt(x.square().mean(1, keepdim=True) + torch.finfo(x.dtype).eps)
+        return x * scale * self.weight.view(-1, 1, 1)
+
+
+def _project(linear: nn.Linear, x: Tensor) -> Tensor:
+    return F.conv2d(x, linear.weight[:, :, None, None], linear.bias)
+
+
+def _pool(x: Tensor, size: tuple[int, int]) -> Tensor:
+    return x if _size(x) == size else F.adaptive_avg_pool2d(x, size)
+
+
+def _taps(size: int, reach: int, like: Tensor) -> Tensor:
+    """`[size]` how many of a filter's taps lie inside an axis."""
+    place = torch.arange(size, device=like.device)
+    inside = (place + reach).clamp(max=size - 1) - (place - reach).clamp(min=0) + 1
+    return inside.to(like.dtype)
+
+
+def _size(x: Tensor) -> tuple[int, int]:
+    return int(x.shape[-2]), int(x.shape[-1])
