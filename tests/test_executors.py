@@ -1,0 +1,100 @@
+"""Executors: every result arrives, a worker's death costs one job, and nothing is left running."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import sys
+
+import pytest
+
+from upbench.errors import UpbenchError
+from upbench.executors import Lost, find_executor
+
+WORK = '''
+import os, signal, sys
+
+def double(job):
+    """Two results a job; some jobs end badly."""
+    yield job, "first"
+    if job == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if job == "exits":
+        os._exit(3)
+    if job == "raises":
+        raise ValueError("no such luck")
+    yield job, "second"
+
+def where(job):
+    print("noise on stdout is nobody's result", file=sys.stderr)
+    yield os.getpid()
+'''
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """A module that worker processes can import, too."""
+    (tmp_path / "upbench_test_work.py").write_text(WORK)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("upbench_test_work")
+    yield module
+    del sys.modules["upbench_test_work"]
+
+
+@pytest.mark.parametrize("name", ["inline", "process"])
+def test_every_result_of_every_job_arrives(work, name):
+    outcomes = list(find_executor(name)(work.double, ["a", "b", "c"], workers=2))
+    assert sorted(outcomes) == [(job, (job, part)) for job in "abc" for part in ("first", "second")]
+
+
+def test_inline_keeps_the_order(work):
+    outcomes = [result for _, result in find_executor("inline")(work.double, ["b", "a"])]
+    assert outcomes == [("b", "first"), ("b", "second"), ("a", "first"), ("a", "second")]
+
+
+@pytest.mark.parametrize(
+    ("job", "reason"),
+    [
+        ("killed", "was killed by SIGKILL, perhaps for want of memory"),
+        ("exits", "ended with exit code 3"),
+        ("raises", "ValueError: no such luck"),
+    ],
+)
+def test_a_workers_death_costs_the_rest_of_one_job(work, job, reason):
+    outcomes = list(find_executor("process")(work.double, [job, "fine"], workers=1))
+    assert outcomes[0] == (job, (job, "first")), "what was done before counts"
+    assert isinstance(outcomes[1][1], Lost)
+    assert reason in outcomes[1][1].reason
+    assert outcomes[2:] == [("fine", ("fine", "first")), ("fine", ("fine", "second"))]
+
+
+def test_workers_are_fresh_processes_and_none_is_left(work):
+    pids = {pid for _, pid in find_executor("process")(work.where, [1, 2], workers=2)}
+    assert len(pids) == 2
+    assert not multiprocessing.active_children()
+
+
+def test_leaving_early_ends_the_workers(work):
+    outcomes = find_executor("process")(work.double, ["a", "b", "c", "d"], workers=2)
+    next(outcomes)
+    outcomes.close()
+    assert not multiprocessing.active_children()
+
+
+def test_names(monkeypatch):
+    with pytest.raises(UpbenchError, match="did you mean 'process'"):
+        find_executor("proces")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UpbenchError, match="needs the extra 'ray'"):
+        list(find_executor("ray")(print, []))
+
+
+def test_ray(work, tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False):
+        outcomes = list(find_executor("ray")(work.double, ["a", "killed", "b"], workers=2))
+    by_job = {job: [r for j, r in outcomes if j == job] for job in ("a", "killed", "b")}
+    for job in ("a", "b"):
+        assert by_job[job] == [(job, "first"), (job, "second")]
+    assert isinstance(by_job["killed"][-1], Lost)

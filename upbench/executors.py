@@ -1,0 +1,171 @@
+"""Where jobs run: in this process, in worker processes, or on a Ray cluster.
+
+An executor takes a function that turns a job into results one by one, and yields them as they come. A job
+that dies with its worker (out of memory, a crash in native code, `kill -9`) ends in `Lost`; the other jobs go
+on.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, Generic, TypeVar
+
+from upbench.errors import UpbenchError, unknown
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The end of a job whose worker died.
+
+    Attributes:
+        reason: How it died, in words.
+    """
+
+    reason: str
+
+
+Work = Callable[[Job], Iterable[Result]]
+"""What is done with a job; other processes find it by its name, so it stands at the top of a module."""
+Outcome = tuple[Job, "Result | Lost"]
+
+
+def inline(work: Work[Job, Result], jobs: Iterable[Job], workers: int = 1) -> Iterator[Outcome[Job, Result]]:
+    """One job after the other in this process; what `work` keeps between jobs stays shared."""
+    for job in jobs:
+        for result in work(job):
+            yield job, result
+
+
+def process(work: Work[Job, Result], jobs: Iterable[Job], workers: int = 2) -> Iterator[Outcome[Job, Result]]:
+    """Each job in a fresh process (spawned: no state of this one leaks into it), `workers` at a time."""
+    waiting = list(jobs)[::-1]
+    running: dict[Connection, _Worker[Job]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                worker = _Worker(work, waiting.pop())
+                running[worker.results] = worker
+            for connection in wait(list(running)):
+                assert isinstance(connection, Connection)
+                worker = running[connection]
+                try:
+                    kind, value = connection.recv()
+                except EOFError:
+                    kind, value = "died", None
+                if kind == "result":
+                    yield worker.job, value
+                    continue
+                del running[connection]
+                worker.process.join()
+                if kind != "done":
+                    yield worker.job, Lost(value or worker.death())
+    finally:
+        for worker in running.values():
+            worker.process.terminate()
+        for worker in running.values():
+            worker.process.join(timeout=5)
+            worker.process.kill()
+
+
+def ray(work: Work[Job, Result], jobs: Iterable[Job], workers: int = 2) -> Iterator[Outcome[Job, Result]]:
+    """Each job as a task of a Ray cluster: the one in `RAY_ADDRESS`, else one that is started on this
+    machine.
+
+    Raises:
+        UpbenchError: Ray is not installed.
+    """
+    try:
+        import ray as cluster
+    except ImportError as error:
+        raise UpbenchError("executor 'ray' needs the extra 'ray': pip install 'upbench[ray]'") from error
+
+    started = not cluster.is_initialized()
+    if started:
+        cluster.init(log_to_driver=False)
+    try:
+        remote = cluster.remote(num_returns="streaming", max_retries=0)(_generate)
+        waiting = list(jobs)[::-1]
+        running: dict[Any, Job] = {}
+        while waiting or running:
+            while waiting and len(running) < workers:
+                job = waiting.pop()
+                running[remote.remote(work, job)] = job
+            ready, _ = cluster.wait(list(running), num_returns=1, fetch_local=False)
+            for stream in ready:
+                try:
+                    yield running[stream], cluster.get(next(stream))
+                except StopIteration:
+                    del running[stream]
+                except cluster.exceptions.RayError as error:
+                    yield running.pop(stream), Lost(f"the Ray task died: {_first_line(error)}")
+    finally:
+        if started:
+            cluster.shutdown()
+
+
+_EXECUTORS = {"inline": inline, "process": process, "ray": ray}
+
+
+def find_executor(name: str) -> Callable[..., Iterator[Outcome[Any, Any]]]:
+    """The executor of that name.
+
+    Raises:
+        UpbenchError: There is none; the nearest name is suggested.
+    """
+    if name not in _EXECUTORS:
+        raise unknown("executor", name, _EXECUTORS)
+    return _EXECUTORS[name]  # type: ignore[return-value]
+
+
+class _Worker(Generic[Job]):
+    def __init__(self, work: Work[Job, Any], job: Job) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.job = job
+        self.results, theirs = context.Pipe(duplex=False)
+        self.process: BaseProcess = context.Process(target=_serve, args=(work, job, theirs), daemon=True)
+        self.process.start()
+        theirs.close()  # so that the pipe ends with the worker
+
+    def death(self) -> str:
+        """How the process ended, in words."""
+        code = self.process.exitcode
+        if code is not None and code < 0:
+            name = signal.Signals(-code).name
+            hint = ", perhaps for want of memory" if name == "SIGKILL" else ""
+            return f"the worker process was killed by {name}{hint}"
+        return f"the worker process ended with exit code {code}"
+
+
+def _serve(work: Work[Job, Any], job: Job, results: Connection) -> None:
+    """What a worker process does: the job's results, then a word that it is done."""
+    from upbench.progress import be_quiet
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business: it ends its workers
+    be_quiet()
+    try:
+        for result in work(job):
+            results.send(("result", result))
+        results.send(("done", None))
+    except Exception as error:
+        results.send(("died", f"{type(error).__name__}: {_first_line(error)}"))
+    finally:
+        results.close()
+
+
+def _generate(work: Work[Job, Result], job: Job) -> Iterator[Result]:
+    from upbench.progress import be_quiet
+
+    be_quiet()
+    yield from work(job)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
