@@ -216,8 +216,7 @@ def _check_name(name: str) -> None:
         guess = nearest(name, known)
         hint = f"did you mean '{guess}'?" if guess else f"known: {', '.join(known) or architecture}"
         raise UpbenchError(f"unknown backbone '{name}'; {hint}")
-    guess = nearest(name, [*PACKAGED, *(info.name for info in RECOMMENDED)])
-    guess = guess or nearest(name, [*architectures, *timm.list_pretrained()])
+    guess = nearest(name, [*PACKAGED, *architectures, *timm.list_pretrained()])
     hint = f"did you mean '{guess}'? " if guess else ""
     raise UpbenchError(f"unknown backbone '{name}'; {hint}see 'upbench list backbones', or any timm model")
 
