@@ -20,6 +20,7 @@ from upbench.protocol import find_preset
 DEFAULT_BACKBONE = "dinov2_vits14_focus"
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "bfloat16")
+CAMERAS = ("", "dataset")
 EXECUTORS = ("inline", "process", "ray")
 _PLAIN = (str, int, float, bool, type(None))
 
@@ -32,19 +33,22 @@ class MethodSpec:
         name: Name of the method; `*` and `?` are wildcards, "all" is every method.
         weights: "default", "none", a name from `upbench list weights`, or a path.
         options: Options of the method's constructor.
+        camera: "dataset" gives the method each sample's camera; "" gives it none. For methods that use one.
         label: Name of the row; `name` and what differs from the defaults where empty.
     """
 
     name: str
     weights: str = "default"
     options: Mapping[str, Any] = field(default_factory=dict)
+    camera: str = ""
     label: str = ""
 
     @classmethod
     def parse(cls, entry: Any) -> MethodSpec:
         """The spec that `NAME`, `NAME:WEIGHTS` or a mapping stands for.
 
-        In a mapping, keys other than `name`, `weights`, `options` and `label` are options of the method.
+        In a mapping, keys other than `name`, `weights`, `options`, `camera` and `label` are options of the
+        method.
 
         Raises:
             UpbenchError: Neither of these, no name, or an option that is not a plain value.
@@ -60,16 +64,21 @@ class MethodSpec:
             raise UpbenchError(f"methods: expected a name or a mapping with 'name', got {_show(entry)}")
         rest = {str(key): value for key, value in entry.items()}
         name, weights = rest.pop("name", ""), rest.pop("weights", "default")
-        label, nested = rest.pop("label", ""), rest.pop("options", {})
-        for key, value in (("name", name), ("weights", weights), ("label", label)):
+        camera, label, nested = rest.pop("camera", ""), rest.pop("label", ""), rest.pop("options", {})
+        for key, value in (("name", name), ("weights", weights), ("camera", camera), ("label", label)):
             if not isinstance(value, str):
                 raise UpbenchError(f"methods: '{key}' must be text, got {_show(value)}")
+        if camera not in CAMERAS:
+            raise unknown("camera", camera, [choice for choice in CAMERAS if choice])
         if not name or not weights:
             raise UpbenchError(
                 f"methods: {_show(dict(entry))} needs a 'name', and 'weights' must not be empty"
             )
         options = {**rest, **_plain_mapping("methods: 'options'", nested)}
-        return cls(name, weights, _plain_mapping(f"methods: options of '{name}'", options), label)
+        return cls(name, weights, _plain_mapping(f"methods: options of '{name}'", options), camera, label)
+
+    def __hash__(self) -> int:
+        return hash(json.dumps(self.to_dict(), sort_keys=True))
 
     @property
     def title(self) -> str:
@@ -77,8 +86,9 @@ class MethodSpec:
         if self.label:
             return self.label
         weights = "" if self.weights == "default" else f":{self.weights}"
-        options = ", ".join(f"{key}={value}" for key, value in sorted(self.options.items()))
-        return f"{self.name}{weights}" + (f" ({options})" if options else "")
+        extras = [f"{key}={value}" for key, value in sorted(self.options.items())]
+        extras += [f"camera={self.camera}"] if self.camera else []
+        return f"{self.name}{weights}" + (f" ({', '.join(extras)})" if extras else "")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for records."""
@@ -86,6 +96,7 @@ class MethodSpec:
             "name": self.name,
             "weights": self.weights,
             "options": dict(sorted(self.options.items())),
+            "camera": self.camera,
             "label": self.label,
         }
 
@@ -101,7 +112,7 @@ class Cell:
         seeds: Seeds of the probe, one training each.
         limit: At most so many images of every split; None for all.
         device: "cpu" or "cuda".
-        dtype: Arithmetic of backbone and method.
+        dtype: Arithmetic of the method.
         probe: Settings that replace the preset's; empty in a run under the protocol.
     """
 
@@ -162,7 +173,7 @@ class RunConfig:
         seeds: How many times the probe is trained, with seeds 0, 1, ...
         limit: At most so many images of every split; for trying things out, never for reporting.
         device: "auto" is a GPU where there is one.
-        dtype: Arithmetic of backbone and method; the probe is always trained in float32.
+        dtype: Arithmetic of the method; backbone and probe always run in float32.
         out: Folder of the records.
         plugins: Python files with methods, tasks or datasets.
         force: Redo cells that are finished.

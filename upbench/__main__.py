@@ -1,0 +1,8 @@
+"""`python -m upbench`."""
+
+import sys
+
+from upbench.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

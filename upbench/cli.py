@@ -1,0 +1,258 @@
+"""The command line: parses, calls the library, prints. Results go to stdout, all else to stderr.
+
+Exit codes: 0 done; 1 done, but a cell failed; 2 bad input (one line on stderr); 130 stopped by Ctrl-C.
+Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from upbench import __version__
+from upbench.config import DEVICES, DTYPES, EXECUTORS, RunConfig
+from upbench.errors import UpbenchError, unknown
+from upbench.protocol import PRESETS
+
+LISTS = ("methods", "tasks", "datasets", "backbones", "weights")
+FORMATS = ("md", "csv")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code."""
+    try:
+        code = _main(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except UpbenchError as error:
+        print(f"upbench: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader (head, less) has seen enough; nothing may be flushed to it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _main(argv: list[str]) -> int:
+    first = next((word for word in argv if not word.startswith("-")), None)
+    if first is not None and argv[0] == first and first not in _COMMANDS:
+        raise unknown("command", first, _COMMANDS, "see 'upbench --help'")
+    parser, commands = _parser(first)
+    arguments, extra = parser.parse_known_args(argv)
+    if extra:
+        options = commands[arguments.command]._option_string_actions if arguments.command else {}
+        flag = next((word for word in extra if word.startswith("--")), None)
+        if flag is None:
+            raise UpbenchError(f"unexpected argument '{extra[0]}'; see 'upbench {arguments.command} --help'")
+        raise unknown(
+            "option", flag.partition("=")[0], [option for option in options if option.startswith("--")]
+        )
+    if arguments.command is None:
+        parser.print_help()
+        return 0
+    code: int = _COMMANDS[arguments.command].call(arguments)
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(allow_abbrev=False, formatter_class=formatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UpbenchError(f"{message}; see '{self.prog} --help'")
+
+
+def _parser(command: str | None) -> tuple[_Parser, dict[str, _Parser]]:
+    """The parser, with the arguments of the one command that is asked for."""
+    parser = _Parser(prog="upbench", description="Benchmark feature upsamplers: methods x tasks x backbones.")
+    parser.add_argument("--version", action="version", version=f"upbench {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    commands: dict[str, _Parser] = {}
+    for name, item in _COMMANDS.items():
+        commands[name] = subparsers.add_parser(
+            name, help=item.help, description=item.description or item.help
+        )
+        if name == command:
+            item.arguments(commands[name])
+    return parser, commands
+
+
+# ------------------------------------------------------------------------------------------------------- run
+
+
+def _run_arguments(parser: argparse.ArgumentParser) -> None:
+    default = RunConfig()
+    add = parser.add_argument
+    add(
+        "--methods", metavar="NAME[:WEIGHTS],...", help="methods; wildcards such as 'b*', and 'all' (default)"
+    )
+    add("--tasks", metavar="NAME,...", help=f"tasks (default: {','.join(default.tasks)})")
+    add("--backbones", metavar="NAME,...", help=f"backbones (default: {','.join(default.backbones)})")
+    add("--datasets", metavar="NAME[:FOLDER],...", help="datasets (default: each task's own)")
+    add("--preset", metavar="|".join(PRESETS), help=f"protocol (default: {default.preset})")
+    add("--config", metavar="FILE.yaml", help="a YAML file with any of these settings; flags win over it")
+    add("--seeds", type=_integer, metavar="N", help=f"trainings of the probe (default: {default.seeds})")
+    add("--limit", type=_integer, metavar="N", help="only N images of every split, for a trial")
+    add("--device", metavar="|".join(DEVICES), help=f"where to compute (default: {default.device})")
+    add("--dtype", metavar="|".join(DTYPES), help=f"arithmetic of the method (default: {default.dtype})")
+    add("--out", metavar="DIR", help=f"folder of the records (default: {default.out})")
+    add(
+        "--plugin", action="append", dest="plugins", metavar="FILE.py", help="a file with plugins; repeatable"
+    )
+    add("--force", action="store_true", default=None, help="redo cells that are finished")
+    add("--executor", metavar="|".join(EXECUTORS), help=f"where cells run (default: {default.executor})")
+    add("--workers", type=_integer, metavar="N", help="cells at a time, for process and ray (default: 2)")
+    add(
+        "--probe",
+        action="append",
+        metavar="KEY=VALUE",
+        help="a probe setting other than the protocol's; repeatable",
+    )
+    add("--pdb", action="store_true", help="open a debugger where a cell fails")
+    add("--quiet", action="store_true", help="no progress and no table, only errors")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from upbench.progress import be_quiet
+
+    names = {field.name for field in dataclasses.fields(RunConfig)}
+    given = {name: value for name, value in vars(arguments).items() if name in names}
+    given["probe"] = _settings("--probe", arguments.probe) if arguments.probe else None
+    config = RunConfig.load(arguments.config, given)
+    if arguments.quiet:
+        be_quiet()
+    from upbench.runner import run
+
+    records = run(config, debug=arguments.pdb)
+    if not arguments.quiet:
+        from upbench.records import frame
+        from upbench.report import show
+
+        show(frame(records), "md")
+    failed = [record for record in records if record.status == "failed"]
+    for record in failed:
+        print(f"upbench: failed: {record.cell}: {record.reason}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+# ---------------------------------------------------------------------------------------------------- report
+
+
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "folders",
+        nargs="*",
+        default=[RunConfig().out],
+        metavar="DIR",
+        help="folders of runs (default: %(default)s)",
+    )
+    add("--format", default="md", metavar="|".join(FORMATS), help="Markdown or CSV (default: %(default)s)")
+    add("--out", metavar="FILE", help="write to a file instead of stdout")
+    add(
+        "--metrics",
+        default="main",
+        metavar="main|all",
+        help="a few metrics of each task, or all (default: main)",
+    )
+    add(
+        "--against", metavar="METHOD", help="add differences to this method, with 95 %% intervals over images"
+    )
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from upbench.records import read_records
+    from upbench.report import show, write
+
+    for name, value, choices in (
+        ("format", arguments.format, FORMATS),
+        ("choice for --metrics", arguments.metrics, ("main", "all")),
+    ):
+        if value not in choices:
+            raise unknown(name, value, choices)
+    table = read_records(arguments.folders)
+    options = {"metrics": arguments.metrics, "against": arguments.against}
+    if arguments.out:
+        write(table, arguments.format, arguments.out, **options)
+    else:
+        show(table, arguments.format, **options)
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------------ list
+
+
+def _list_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", metavar="|".join(LISTS), help="what to list")
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE.py", help="a file with plugins"
+    )
+    parser.add_argument("--json", action="store_true", help="as JSON, with every field")
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    if arguments.what not in LISTS:
+        raise unknown("list", arguments.what, LISTS)
+    from upbench import listing
+    from upbench.registry import load_plugin_files
+
+    load_plugin_files(arguments.plugin)
+    rows = listing.rows(arguments.what)
+    print(listing.as_json(rows) if arguments.json else listing.as_text(rows))
+    return 0
+
+
+# --------------------------------------------------------------------------------------------------- helpers
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, got '{text}'") from None
+
+
+def _settings(flag: str, pairs: Sequence[str]) -> dict[str, Any]:
+    """`KEY=VALUE` words as a mapping; a value is read as YAML reads it."""
+    import yaml
+
+    found = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key or not value:
+            raise UpbenchError(f"{flag}: expected KEY=VALUE, got '{pair}'")
+        # YAML wants a point in a float with an exponent; people write 1e-3
+        number = re.fullmatch(r"[+-]?\d+(\.\d*)?e[+-]?\d+", value, re.IGNORECASE)
+        found[key.replace("-", "_")] = float(value) if number else yaml.safe_load(value)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Command:
+    help: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    call: Callable[[argparse.Namespace], int]
+    description: str = ""
+
+
+_COMMANDS = {
+    "run": _Command(
+        "run methods on tasks, one record a cell",
+        _run_arguments,
+        _run,
+        "Runs every cell that is not finished yet, and prints the table. Run the same again to go on.",
+    ),
+    "report": _Command("print the table of a run's records", _report_arguments, _report),
+    "list": _Command("list methods, tasks, datasets, backbones or weights", _list_arguments, _list),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""What a run will do: every name and every input looked at before anything is written.
+
+Planning raises on bad input, decides which cells are skipped and why, and takes the fingerprints by which a
+finished cell is known again.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from upbench.base import Setting, Task, Upsampler
+from upbench.cache import sha256_file
+from upbench.config import Cell, MethodSpec, RunConfig
+from upbench.datasets.base import Dataset
+from upbench.errors import UpbenchError, unknown
+from upbench.protocol import find_preset
+from upbench.registry import find_method, find_task, load_plugin_files, open_dataset, plugins
+from upbench.weights import load_method, resolve
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell that was looked at.
+
+    Attributes:
+        cell: The cell.
+        inputs: Fingerprints of what goes into it: while they are the same, its record holds.
+        skip: Why it cannot be had, in words; "" where it can.
+    """
+
+    cell: Cell
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    skip: str = ""
+
+
+@dataclass(frozen=True)
+class BackboneFacts:
+    """What a plan needs to know of a loaded backbone.
+
+    Attributes:
+        channels: C of its features.
+        stride: Pixels per feature.
+        fingerprint: Of its weights.
+        image_size: (h, w) that it sees under the preset.
+    """
+
+    channels: int
+    stride: int
+    fingerprint: str
+    image_size: tuple[int, int]
+
+
+def make_plan(config: RunConfig) -> list[PlannedCell]:
+    """The cells of a run, looked at.
+
+    Args:
+        config: As the user gave it, wildcards and all.
+
+    Returns:
+        Every cell, in the order in which they share the most work.
+
+    Raises:
+        UpbenchError: Anything that is wrong with a name, a plugin file, a checkpoint, a dataset or the
+            device.
+    """
+    load_plugin_files(config.plugins)
+    tasks = plugins("task")
+    config = config.select(plugins("method"), tasks, plugins("dataset"))
+    device = _device(config.device)
+    methods = {spec: _check_method(spec) for spec in config.methods}
+    cells = config.cells({name: tuple(task.datasets) for name, task in tasks.items()}, device)
+    datasets = {name: open_dataset(name) for name in dict.fromkeys(cell.dataset for cell in cells)}
+    fingerprints = {name: _fingerprints(dataset) for name, dataset in datasets.items()}
+    names = dict.fromkeys(cell.backbone for cell in cells)
+    backbones = {name: _look_at(name, config.preset) for name in names}
+    skips = {
+        (spec, name): _skip_method(spec, name, facts, config.preset, device)
+        for spec in config.methods
+        for name, facts in backbones.items()
+    }
+    planned = []
+    for cell in cells:
+        task = find_task(cell.task)()
+        inputs = {
+            **methods[cell.method],
+            "task_source": _source(type(task)),
+            "dataset": fingerprints[cell.dataset],
+            "backbone": backbones[cell.backbone].fingerprint,
+            "protocol": find_preset(cell.preset).protocol,
+        }
+        skip = skips[cell.method, cell.backbone] or task.skip_reason(datasets[cell.dataset]) or ""
+        planned.append(PlannedCell(cell, inputs, skip))
+    return planned
+
+
+def splits(dataset: Dataset) -> list[str]:
+    """The splits that a cell touches: that of the probe's training, then those of evaluation."""
+    return list(dict.fromkeys((dataset.train_split, *dataset.eval_splits)))
+
+
+def make_task(name: str) -> Task:
+    """A task by name."""
+    return find_task(name)()
+
+
+def build_method(spec: MethodSpec, channels: int, device: str = "cpu") -> Upsampler:
+    """The method of a table's row, with its weights, for features of C channels."""
+    return load_method(spec.name, weights=spec.weights, channels=channels, device=device, **spec.options)
+
+
+def setting_of(cell: Cell, facts: BackboneFacts) -> Setting:
+    """What the method is asked to do in a cell."""
+    return _setting(cell.method, cell.backbone, facts, cell.preset, cell.device)
+
+
+def _setting(spec: MethodSpec, backbone: str, facts: BackboneFacts, preset: str, device: str) -> Setting:
+    sizes = find_preset(preset)
+    height, width = facts.image_size
+    return Setting(
+        backbone=backbone,
+        channels=facts.channels,
+        stride=facts.stride,
+        image_size=(sizes.image_size, sizes.image_size),
+        feature_size=(height // facts.stride, width // facts.stride),
+        output_size=(sizes.output_size, sizes.output_size),
+        weights=spec.weights,
+        device=device,
+    )
+
+
+def _device(asked: str) -> str:
+    """What "auto" stands for here, or the device that was asked for if there is one.
+
+    Raises:
+        UpbenchError: "cuda" on a machine where torch sees no GPU.
+    """
+    import torch
+
+    there = torch.cuda.is_available()
+    if asked == "cuda" and not there:
+        raise UpbenchError("device 'cuda' asked for, but torch sees no GPU; use 'cpu' or 'auto'")
+    return ("cuda" if there else "cpu") if asked == "auto" else asked
+
+
+def _check_method(spec: MethodSpec) -> dict[str, Any]:
+    """Fingerprints of a row's code and weights.
+
+    Raises:
+        UpbenchError: An option that the method has not, a camera that it does not use, or weights that are
+            not there.
+    """
+    cls = find_method(spec.name)
+    for option in spec.options:
+        if option not in cls.option_names():
+            raise unknown(f"option of method '{spec.name}'", option, cls.option_names())
+    if spec.camera and not cls.uses_camera:
+        raise UpbenchError(f"method '{spec.name}' uses no camera")
+    weights = resolve(cls, spec.weights)
+    return {
+        "method_source": _source(cls),
+        "weights": {"name": weights.name, "sha256": weights.sha256},
+    }
+
+
+def _fingerprints(dataset: Dataset) -> dict[str, str]:
+    """Fingerprint of each split, after its names were read (which finds images without labels)."""
+    for split in splits(dataset):
+        if not dataset.names(split):
+            raise UpbenchError(f"split '{split}' of dataset '{dataset.name}' has no images")
+    return {split: dataset.fingerprint(split) for split in splits(dataset)}
+
+
+def _look_at(name: str, preset: str) -> BackboneFacts:
+    from upbench import backbones
+
+    side = find_preset(preset).image_size
+    backbone = backbones.load_backbone(name)
+    return BackboneFacts(
+        backbone.channels, backbone.stride, backbone.fingerprint, backbone.input_size(side, side)
+    )
+
+
+def _skip_method(spec: MethodSpec, backbone: str, facts: BackboneFacts, preset: str, device: str) -> str:
+    """Why a method cannot run on a backbone, or "" after its weights were loaded for a test.
+
+    Raises:
+        UpbenchError: A checkpoint that is corrupt or of another size.
+    """
+    cls = find_method(spec.name)
+    reason = cls.skip_reason(_setting(spec, backbone, facts, preset, device))
+    if reason is None:
+        try:
+            build_method(spec, facts.channels)
+        except UpbenchError:
+            raise
+        except Exception:  # a fault of the method's own: its cells fail, each with the traceback
+            return ""
+    return reason or ""
+
+
+def _source(cls: type) -> str | None:
+    """SHA-256 of the file that a plugin was written in; None where it has no file."""
+    try:
+        return sha256_file(Path(inspect.getfile(cls)))
+    except (TypeError, OSError, UpbenchError):
+        return None

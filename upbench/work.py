@@ -1,0 +1,302 @@
+"""The work of cells: features, upsampling, probes. Runs in whichever process an executor chose.
+
+What cells share is made once: a `Worker` keeps the latest of each kind (backbone, split, method, upsampled
+view), and jobs come in an order in which that is enough.
+"""
+
+from __future__ import annotations
+
+import pdb
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from upbench import backbones, environment, features
+from upbench.base import Camera, Metric, Task, Upsampler
+from upbench.config import Cell
+from upbench.datasets.base import Dataset, Sample
+from upbench.errors import UpbenchError
+from upbench.ops.operator import Operator
+from upbench.plan import PlannedCell, build_method, make_task, splits
+from upbench.probes import evaluate, train_probe, training_steps
+from upbench.progress import bar
+from upbench.protocol import Preset, ProbeConfig, find_preset
+from upbench.records import Record
+from upbench.registry import load_plugin_files, open_dataset
+from upbench.upsampled import Upsampled
+
+T = TypeVar("T")
+
+VIEW_BYTES = 4_500_000_000
+"""What all upsampled views of a method may keep. Fixed, as what does not fit is kept in float16."""
+SAMPLE_BYTES = 1_500_000_000
+"""What all samples of a dataset may keep; those beyond are read anew."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Cells that share a backbone, a dataset and a method, and differ in their task.
+
+    Attributes:
+        cells: The cells.
+        plugins: Files to load first.
+        debug: Whether to open a debugger where a cell fails.
+    """
+
+    cells: Sequence[PlannedCell]
+    plugins: Sequence[str] = ()
+    debug: bool = False
+
+
+class Worker:
+    """Turns jobs into records. Pickles as an empty one: another process makes everything for itself."""
+
+    def __init__(self) -> None:
+        self._latest: dict[str, tuple[Any, Any]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_latest": {}}
+
+    def __call__(self, job: Job) -> Iterator[Record]:
+        """Each cell's record, as soon as there is one; an error in a cell becomes a failed record."""
+        load_plugin_files(job.plugins)
+        for planned in job.cells:
+            yield self._record(planned, job.debug)
+
+    def features(self, cell: Cell, split: str) -> features.FeatureSet:
+        """Low-resolution features of a split, from the cache on disk where they are in it.
+
+        Raises:
+            UpbenchError: Features that are not finite, or an image that cannot be read.
+        """
+        size = find_preset(cell.preset).image_size
+        backbone = self._keep("backbone", (cell.backbone, cell.device), lambda: self._backbone(cell))
+        dataset = self.dataset(cell)
+        key = (cell.backbone, cell.dataset, split, size, cell.limit)
+        return self._keep(
+            f"features {split}",
+            key,
+            lambda: features.cached_features(
+                backbone, dataset, split, size, limit=cell.limit, device=cell.device
+            ),
+        )
+
+    def dataset(self, cell: Cell) -> Dataset:
+        """The opened dataset of a cell."""
+        return self._keep("dataset", cell.dataset, lambda: open_dataset(cell.dataset))
+
+    def samples(self, cell: Cell, split: str) -> Sequence[Sample]:
+        """Ground truth and guidance of a split, at the size of the output."""
+        size = find_preset(cell.preset).output_size
+        dataset = self.dataset(cell)
+        budget = SAMPLE_BYTES // len(splits(dataset))
+        key = (cell.dataset, split, size, cell.limit)
+        return self._keep(f"samples {split}", key, lambda: Samples(dataset, split, size, cell.limit, budget))
+
+    def upsampled(self, cell: Cell, split: str) -> Upsampled:
+        """The method's view of a split, one for all tasks and seeds."""
+        low = self.features(cell, split)
+        method = self._method(cell, int(low.features.shape[1]))
+        what = (cell.backbone, cell.dataset, split, cell.preset, cell.limit)
+        key = (cell.method, cell.device, cell.dtype, *what)
+        side = find_preset(cell.preset).output_size
+        return self._keep(
+            f"upsampled {split}",
+            key,
+            lambda: Upsampled(
+                method,
+                self.samples(cell, split),
+                low.features,
+                (side, side),
+                camera=cell.method.camera or None,
+                device=cell.device,
+                budget=VIEW_BYTES // len(splits(self.dataset(cell))),
+            ),
+        )
+
+    def _keep(self, kind: str, key: Any, make: Callable[[], T]) -> T:
+        """The latest of its kind if it has this key, else a new one in its place."""
+        held = self._latest.get(kind)
+        if held is None or held[0] != key:
+            self._latest.pop(kind, None)  # the old one goes before the new one comes
+            held = self._latest[kind] = (key, make())
+        value: T = held[1]
+        return value
+
+    def _backbone(self, cell: Cell) -> backbones.Backbone:
+        return backbones.load_backbone(cell.backbone, cell.device)
+
+    def _method(self, cell: Cell, channels: int) -> Upsampler:
+        key = (cell.method, channels, cell.device, cell.dtype)
+
+        def make() -> Upsampler:
+            for kind in [kind for kind in self._latest if kind.startswith("upsampled")]:
+                del self._latest[kind]  # views of the method before this one
+            method = build_method(cell.method, channels, cell.device)
+            return in_dtype(method, getattr(torch, cell.dtype))
+
+        return self._keep("method", key, make)
+
+    def skipped(self, planned: PlannedCell) -> Record:
+        """The record of a cell that cannot be had."""
+        return self._close(planned, {"status": "skipped", "reason": planned.skip}, time.perf_counter())
+
+    def failed(self, planned: PlannedCell, reason: str) -> Record:
+        """The record of a cell that was lost with its process."""
+        return self._close(planned, {"status": "failed", "reason": reason}, time.perf_counter())
+
+    def _record(self, planned: PlannedCell, debug: bool) -> Record:
+        """The record of a cell that is run here and now."""
+        start = time.perf_counter()
+        try:
+            outcome = {"status": "ok", **self._measure(planned.cell)}
+        except Exception as error:
+            text = " ".join(str(error).split())
+            outcome = {
+                "status": "failed",
+                "reason": text if isinstance(error, UpbenchError) else f"{type(error).__name__}: {text}",
+                "traceback": traceback.format_exc(),
+            }
+            if debug:
+                traceback.print_exc()
+                pdb.post_mortem(error.__traceback__)
+        return self._close(planned, outcome, start)
+
+    def _close(self, planned: PlannedCell, outcome: dict[str, Any], start: float) -> Record:
+        cell = planned.cell
+        task = make_task(cell.task)
+        seconds = time.perf_counter() - start
+        started = datetime.now(timezone.utc) - timedelta(seconds=seconds)
+        return Record(
+            cell,
+            **outcome,
+            columns=columns(task),
+            inputs=planned.inputs,
+            protocol=protocol_of(cell, task),
+            environment=environment.describe(cell.device),
+            warnings=warnings_of(cell),
+            started=started.isoformat(timespec="seconds"),
+            seconds=round(seconds, 3),
+        )
+
+    def _measure(self, cell: Cell) -> dict[str, Any]:
+        """Metrics and per-image values of a cell, over its seeds."""
+        task, dataset = make_task(cell.task), self.dataset(cell)
+        config = probe_config(cell, task)
+        metrics: dict[str, dict[str, list[float]]] = {}
+        per_image: dict[str, dict[str, Any]] = {}
+        train = self.upsampled(cell, dataset.train_split)
+        train_samples = self.samples(cell, dataset.train_split)
+        counts = {split: len(self.samples(cell, split)) for split in dataset.eval_splits}
+        steps = len(cell.seeds) * (training_steps(len(train_samples), config) + sum(counts.values()))
+        with bar(f"{cell.method.title} · {cell.task}", total=steps) as progress:
+            for seed in cell.seeds:
+                probe = train_probe(task, dataset, train, train_samples, config, seed, progress)
+                for split in dataset.eval_splits:
+                    view, samples = self.upsampled(cell, split), self.samples(cell, split)
+                    result = evaluate(task, dataset, probe, view, samples, progress)
+                    for name, value in result.metrics.items():
+                        metrics.setdefault(split, {}).setdefault(name, []).append(float(value))
+                    scores = per_image.setdefault(split, {"names": list(result.names), "values": []})
+                    scores["values"].append([float(value) for value in result.per_image])
+        return {"metrics": metrics, "per_image": per_image}
+
+
+class Samples(Sequence[Sample]):
+    """The samples of a split at one size, read when asked for and kept while they fit a budget."""
+
+    def __init__(self, dataset: Dataset, split: str, size: int, limit: int | None, budget: int) -> None:
+        """Args: as `Dataset.load`; limit: at most so many; budget: bytes to keep samples in."""
+        self._dataset, self._split, self._size = dataset, split, size
+        self._length = len(dataset.names(split)[:limit])
+        self._budget = budget
+        self._kept: dict[int, Sample] = {}
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        if not 0 <= index < self._length:
+            raise IndexError(index)
+        sample = self._kept.get(index)
+        if sample is None:
+            sample = self._dataset.load(self._split, index, self._size)
+            size = sum(part.nbytes for part in vars(sample).values() if isinstance(part, Tensor))
+            if size <= self._budget:
+                self._budget -= size
+                self._kept[index] = sample
+        return sample
+
+
+class _InDtype(Upsampler):
+    """A method that works in another dtype inside, and in float32 to the outside."""
+
+    def __init__(self, method: Upsampler, dtype: torch.dtype) -> None:
+        nn.Module.__init__(self)
+        self.method = method.to(dtype)
+        self.dtype = dtype
+        self.__dict__.update(name=method.name, uses_camera=method.uses_camera)
+
+    def normalize(self, image01: Tensor) -> Tensor:
+        return self.method.normalize(image01)
+
+    def forward(self, image: Tensor, features: Tensor, output_size: tuple[int, int], **camera: Any) -> Tensor:
+        out: Tensor = self.method(image.to(self.dtype), features.to(self.dtype), output_size, **camera)
+        return out.to(features.dtype)
+
+    def operator(
+        self, image: Tensor, features: Tensor, output_size: tuple[int, int], camera: Camera | None = None
+    ) -> Operator | None:
+        operator = self.method.operator(image.to(self.dtype), features.to(self.dtype), output_size, camera)
+        return operator if operator is None else operator.to(torch.float32)
+
+
+def in_dtype(method: Upsampler, dtype: torch.dtype) -> Upsampler:
+    """The method itself for float32, else a module that runs it in `dtype` on float32 inputs and outputs."""
+    return method if dtype == torch.float32 else _InDtype(method, dtype).eval()
+
+
+def probe_config(cell: Cell, task: Task) -> ProbeConfig:
+    """How a cell's probe is trained: the preset's settings, then the task's, then the user's."""
+    return find_preset(cell.preset).probe_for({**getattr(task, "probe", {}), **cell.probe})
+
+
+def protocol_of(cell: Cell, task: Task) -> dict[str, Any]:
+    """What a record says about the protocol."""
+    preset: Preset = find_preset(cell.preset)
+    return {
+        "name": preset.protocol,
+        "version": preset.version,
+        "image_size": preset.image_size,
+        "output_size": preset.output_size,
+        "probe": vars(probe_config(cell, task)),
+    }
+
+
+def columns(task: Task) -> list[Mapping[str, Any]]:
+    """A task's metrics as records hold them, the primary one first."""
+
+    def column(metric: Metric) -> dict[str, Any]:
+        return {**vars(metric), "task_title": task.title or task.name}
+
+    ordered = sorted(task.metrics, key=lambda metric: metric.name != task.primary)
+    return [column(metric) for metric in ordered]
+
+
+def warnings_of(cell: Cell) -> list[str]:
+    """What a reader of a cell's numbers must know."""
+    found = []
+    if cell.limit is not None:
+        found.append(f"only the first {cell.limit} images of every split (--limit): not for reporting")
+    if cell.probe:
+        settings = ", ".join(f"{key}={value}" for key, value in sorted(cell.probe.items()))
+        found.append(f"probe settings differ from the protocol: {settings}")
+    if cell.method.weights == "none":
+        found.append("random weights")
+    return found
