@@ -1,8 +1,9 @@
 """Classes of `interiors`: what the renderer labels, and what the benchmark asks for.
 
-The label images hold *raw* classes, the 24 kinds of thing that the renderer tells apart. Some of them are rare
-(a bed is in one room out of seven), so that an IoU over two dozen images would be a coin toss. The benchmark
-therefore merges them to 18 classes, each of which is in at least ten validation scenes. Merging happens when a
+The label images hold *raw* classes, the 24 kinds of thing that the renderer tells apart. Some of them are
+rare (a bed is in one room out of seven), so that an IoU over two dozen images would be a coin toss. The
+benchmark therefore merges them to 18 classes, each of which is in at least ten validation scenes. Merging
+happens when a
 scene is loaded: another table needs no new rendering.
 """
 

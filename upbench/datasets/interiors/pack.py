@@ -2,11 +2,13 @@
 
     python -m upbench.datasets.interiors.pack RENDERED [--out DIR]
 
-`RENDERED` is a folder that `upbench.datasets.interiors.render` wrote: `<split>/index.jsonl` and four files a scene.
+`RENDERED` is a folder that `upbench.datasets.interiors.render` wrote: `<split>.jsonl` and, in `<split>/`,
+four files a scene.
 The result has the same indices, with the zip file of each scene in them, and can be read in its place.
-Zip files, because some 600 small files make a slow checkout and a slow installation; stored, because JPEG and PNG
-are compressed already; in shards, because one changed scene should not replace twenty megabytes of history.
-Scenes that were looked at and found faulty (`dropped.json`) are left out. The same input gives the same bytes.
+Zip files, because some 600 small files make a slow checkout and a slow installation; stored, because JPEG and
+PNG are compressed already; in shards, because one changed scene should not replace twenty megabytes of
+history. Scenes that were looked at and found faulty (`dropped.json`) are left out. The same input gives the
+same bytes.
 """
 
 from __future__ import annotations
@@ -23,12 +25,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-SPLITS = ("train", "val", "val_heldout")
-SUFFIXES = (".jpg", "_label.png", "_depth.png", "_normal.png")
+from .files import DATA_DIR, DROPPED_FILE, SPLITS, SUFFIXES
+
 MAX_SHARD_BYTES = 4_500_000
-DATA_DIR = Path(__file__).parent / "data"
-DROPPED_FILE = Path(__file__).parent / "dropped.json"
-INDEX_KEYS = ("seed", "kind", "environment", "fov_deg", "intrinsics", "size", "models", "classes", "void", "depth")
+INDEX_KEYS = (
+    "seed", "kind", "environment", "fov_deg", "intrinsics", "size", "models", "classes", "void", "depth"
+)  # fmt: skip
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed time, so that the same scenes give the same zip file
 
 
@@ -39,7 +41,7 @@ def dropped_seeds(path: Path = DROPPED_FILE) -> dict[int, str]:
 
 def read_index(root: Path, split: str) -> list[dict[str, Any]]:
     """The index lines of a rendered split, in the order of their seeds; a seed's last line counts."""
-    path = root / split / "index.jsonl"
+    path = root / f"{split}.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"no rendered split '{split}' in {root}: {path} is missing")
     lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
@@ -48,13 +50,14 @@ def read_index(root: Path, split: str) -> list[dict[str, Any]]:
 
 
 def pack_split(root: Path, split: str, out: Path, limit: int | None = None) -> dict[str, int]:
-    """Writes `out/index.jsonl` and `out/shard-NN.zip`; returns the number of scenes, shards and bytes."""
+    """Writes `<split>.jsonl` and `<split>-NN.zip` into `out`; returns the number of scenes, shards and
+    bytes."""
     dropped = dropped_seeds()
     scenes = [scene for scene in read_index(root, split) if scene["seed"] not in dropped][:limit]
     index: list[dict[str, Any]] = []
     shards = list(_shards(root / split, scenes))
     for number, shard in enumerate(shards):
-        name = f"shard-{number:02d}.zip"
+        name = f"{split}-{number:02d}.zip"
         with zipfile.ZipFile(out / name, "w", zipfile.ZIP_STORED) as archive:
             for scene in shard:
                 for suffix in SUFFIXES:
@@ -64,8 +67,8 @@ def pack_split(root: Path, split: str, out: Path, limit: int | None = None) -> d
                         digest = hashlib.sha256(data).hexdigest()
                 line = {key: scene[key] for key in INDEX_KEYS}
                 index.append({**line, "shard": name, "image_sha256": digest})
-    (out / "index.jsonl").write_text("".join(json.dumps(line) + "\n" for line in index))
-    size = sum(path.stat().st_size for path in out.iterdir())
+    (out / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in index))
+    size = sum(path.stat().st_size for path in out.glob(f"{split}[.-]*"))
     return {"scenes": len(index), "shards": len(shards), "bytes": size}
 
 
@@ -90,8 +93,7 @@ def pack(root: Path, out: Path, limits: dict[str, int] | None = None) -> dict[st
     try:
         sums = {}
         for split in SPLITS:
-            (staging / split).mkdir()
-            sums[split] = pack_split(root, split, staging / split, (limits or {}).get(split))
+            sums[split] = pack_split(root, split, staging, (limits or {}).get(split))
         os.chmod(staging, 0o755)
         if out.exists():
             shutil.rmtree(out)
@@ -105,9 +107,15 @@ def main(argv: list[str] | None = None) -> int:
     """Command line: packs a rendered folder and prints what it made."""
     parser = argparse.ArgumentParser(prog="python -m upbench.datasets.interiors.pack", description=__doc__)
     parser.add_argument("rendered", type=Path, help="folder that the renderer wrote")
-    parser.add_argument("--out", type=Path, default=DATA_DIR, help="folder to replace (default: the package's data)")
     parser.add_argument(
-        "--limit", action="append", default=[], metavar="SPLIT=N", help="take only the first N scenes of a split"
+        "--out", type=Path, default=DATA_DIR, help="folder to replace (default: the package's data)"
+    )
+    parser.add_argument(
+        "--limit",
+        action="append",
+        default=[],
+        metavar="SPLIT=N",
+        help="take only the first N scenes of a split",
     )
     args = parser.parse_args(argv)
     limits = {split: int(count) for split, _, count in (item.partition("=") for item in args.limit)}
@@ -117,7 +125,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for split, numbers in sums.items():
-        print(f"{split}: {numbers['scenes']} scenes, {numbers['shards']} shards, {numbers['bytes'] / 1e6:.1f} MB")
+        print(
+            f"{split}: {numbers['scenes']} scenes, {numbers['shards']} shards, {numbers['bytes'] / 1e6:.1f} MB"
+        )
     return 0
 
 

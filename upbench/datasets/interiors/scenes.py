@@ -15,7 +15,7 @@ from PIL import Image
 from upbench.errors import UpbenchError
 
 from .classes import merge_table
-from .pack import DATA_DIR, SPLITS
+from .files import DATA_DIR, SPLITS
 
 _MERGE_TABLE = np.array(merge_table(), dtype=np.int64)
 
@@ -28,8 +28,8 @@ class Scene:
         image: `uint8 [H, W, 3]`, sRGB.
         label: `int64 [H, W]`, index into `CLASSES`; 255 where nothing was hit.
         depth: `float32 [H, W]`, metres along the optical axis (not along the ray); 0 where nothing was hit.
-        normal: `float32 [H, W, 3]`, unit vectors in camera space (x right, y down, z forward) that face the viewer;
-            0 where nothing was hit. Stored with 8 bits a channel: good to about 0.3 degrees.
+        normal: `float32 [H, W, 3]`, unit vectors in camera space (x right, y down, z forward) that face the
+            viewer; 0 where nothing was hit. Stored with 8 bits a channel: good to about 0.3 degrees.
         intrinsics: fx, fy, cx, cy in pixels; the centre of the first pixel is at (0.5, 0.5).
         info: the line of the index: seed, kind, models, raw class shares.
     """
@@ -47,18 +47,20 @@ class SceneFolder:
 
     Args:
         split: `train`, `val` or `val_heldout`.
-        root: folder with `<split>/index.jsonl` and the scenes, packed or not; None means the packed data of the package.
+        root: folder with `<split>.jsonl` and the scenes, packed or not; None means the packed data of the
+            package.
 
     Raises:
-        UpbenchError: unknown split, missing folder or index, or (when a scene is read) a missing or damaged file.
+        UpbenchError: unknown split, missing folder or index, or (when a scene is read) a missing or damaged
+            file.
     """
 
     def __init__(self, split: str, root: str | Path | None = None) -> None:
         if split not in SPLITS:
             raise UpbenchError(f"interiors has no split '{split}': it has {', '.join(SPLITS)}")
         self.split = split
-        self.folder = Path(root or DATA_DIR) / split
-        index = self.folder / "index.jsonl"
+        self.folder = Path(root or DATA_DIR)
+        index = self.folder / f"{split}.jsonl"
         if not index.is_file():
             raise UpbenchError(f"interiors: {index} is missing; render it or reinstall the package")
         try:
@@ -75,8 +77,8 @@ class SceneFolder:
         try:
             raw = {kind: self._decode(info, suffix) for kind, suffix in _FILES.items()}
         except (OSError, KeyError, zipfile.BadZipFile, ValueError, SyntaxError) as error:
-            place = self.folder / info.get("shard", f"{info['seed']}*")
-            raise UpbenchError(f"interiors: cannot read scene {info['seed']} of {place} ({error})") from error
+            place = self.folder / info.get("shard", self.split)
+            raise UpbenchError(f"interiors: cannot read scene {info['seed']} in {place} ({error})") from error
         depth = raw["depth"].astype(np.float32) / 1000
         hit = depth > 0
         normal = (raw["normal"].astype(np.float32) - 128) / 127
@@ -92,7 +94,7 @@ class SceneFolder:
     def _bytes(self, info: dict[str, Any], suffix: str) -> bytes:
         name = f"{info['seed']}{suffix}"
         if "shard" not in info:
-            return (self.folder / name).read_bytes()
+            return (self.folder / self.split / name).read_bytes()
         with zipfile.ZipFile(self.folder / info["shard"]) as archive:
             return archive.read(name)
 

@@ -1,0 +1,13 @@
+"""The generator of `interiors`: furnishes rooms, renders them, and writes their exact ground truth.
+
+    python -m upbench.datasets.interiors.render --split train --seed 1000 --count 8 --out rendered
+
+The path of a scene through the modules: `models` (which model is what, and which split may show it) ->
+`catalogue` and `mesh` (furniture files to meshes) -> `layout`, `room` and `themes` (what stands where) with
+`materials` and `textures` (what it looks like) -> `lights` -> `camera` (the best of several views) ->
+`truth` (label, depth, normals) and `film` (the image) -> `scene` (all of it together) -> `__main__` (the
+files).
+
+Needs the extra `render`, the LLVM library that Mitsuba compiles with, and two collections of free assets; see
+`assets`. No module here imports torch.
+"""
