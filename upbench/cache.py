@@ -72,8 +72,10 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UpbenchError(f"disk full: cannot write {path}") from error
+        if error.filename not in (None, str(temporary), temporary):
+            raise  # of another file, which the block reads
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UpbenchError(f"disk full: cannot write {path} ({error.strerror})") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR):
             raise UpbenchError(f"cannot write {path}: {error.strerror}") from error
         raise

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from upbench.cache import replacing, sha256_file
 from upbench.errors import UpbenchError
+from upbench.progress import bar
 
 _CHUNK = 1 << 18
 _TIMEOUT = 30.0
-
-
-class _Advance(Protocol):
-    def __call__(self, count: int) -> None: ...
 
 
 def download(
@@ -73,12 +69,13 @@ def _fetch(url: str, path: Path, expected: str | None, size: int | None, label: 
         with _opened(url, label) as response, temporary.open("wb") as file:
             length = response.headers.get("Content-Length")
             total = int(length) if length and length.isdigit() else size
-            with _progress(label, url, total) as advance:
+            kilobytes = None if total is None else total // 1000
+            with bar(f"downloading {label} (kB)", kilobytes) as progress:
                 for block in _blocks(response, url, label):
                     file.write(block)
                     digest.update(block)
                     received += len(block)
-                    advance(len(block))
+                    progress.advance(received // 1000 - progress.done)
         promised = size if size is not None else total
         if promised is not None and received != promised:
             raise UpbenchError(
@@ -123,20 +120,3 @@ def _blocks(response: Any, url: str, label: str) -> Iterator[bytes]:
         if not block:
             return
         yield block
-
-
-@contextmanager
-def _progress(label: str, url: str, total: int | None) -> Iterator[_Advance]:
-    """A bar on a terminal, a line elsewhere."""
-    if not sys.stderr.isatty():
-        megabytes = f" ({total / 1e6:.1f} MB)" if total else ""
-        print(f"downloading {label} from {url}{megabytes}", file=sys.stderr, flush=True)
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(f"downloading {label}", total=total)
-        yield lambda count: bar.advance(task, count)

@@ -65,8 +65,8 @@ class Dataset(Registered):
     title: ClassVar[str] = ""
     targets: frozenset[str] = frozenset()
     classes: tuple[str, ...] = ()
-    train_split: ClassVar[str] = "train"
-    eval_splits: ClassVar[Sequence[str]] = ("val",)
+    train_split: str = "train"
+    eval_splits: Sequence[str] = ("val",)
     needs_root: ClassVar[bool] = False
     licence: ClassVar[str] = ""
     source: ClassVar[str] = ""

