@@ -13,9 +13,9 @@ IGNORE_INDEX = 255
 """Label of a pixel that counts nowhere: no surface was hit."""
 
 RAW_CLASSES: tuple[str, ...] = (
-    "wall", "floor", "ceiling", "window", "door", "picture", "rug", "bed", "sofa", "armchair", "chair", "table",
-    "cabinet", "lamp", "plant", "screen", "vase", "bottle", "tableware", "food", "box", "toy", "clothing",
-    "appliance",
+    "wall", "floor", "ceiling", "window", "door", "picture", "rug", "bed", "sofa", "armchair", "chair",
+    "table", "cabinet", "lamp", "plant", "screen", "vase", "bottle", "tableware", "food", "box", "toy",
+    "clothing", "appliance",
 )  # fmt: skip
 """Names of the values in the stored label images, in their order."""
 

@@ -125,9 +125,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for split, numbers in sums.items():
-        print(
-            f"{split}: {numbers['scenes']} scenes, {numbers['shards']} shards, {numbers['bytes'] / 1e6:.1f} MB"
-        )
+        megabytes = numbers["bytes"] / 1e6
+        print(f"{split}: {numbers['scenes']} scenes, {numbers['shards']} shards, {megabytes:.1f} MB")
     return 0
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from upbench.errors import UpbenchError
 
 ENVIRONMENTS = (
-    "apartment", "bridge", "city", "dawn", "esplanade", "forest", "lobby", "park", "sunset", "venice", "warehouse",
-    "workshop",
+    "apartment", "bridge", "city", "dawn", "esplanade", "forest", "lobby", "park", "sunset", "venice",
+    "warehouse", "workshop",
 )  # fmt: skip
 """Environments with enough light from above; `night`, `studio` and a few more make flat or black rooms."""
 

@@ -48,7 +48,8 @@ class View:
         centre = np.arange(size) + 0.5
         x, y = np.meshgrid((centre - cx) / fx, (centre - cy) / fy)
         rays = np.stack([x, y, np.ones_like(x)], axis=-1) @ self.axes
-        return rays / np.linalg.norm(rays, axis=-1, keepdims=True)
+        units: np.ndarray = rays / np.linalg.norm(rays, axis=-1, keepdims=True)
+        return units
 
     def sensor(self, size: int, spp: int) -> Any:
         """The same camera for Mitsuba; a box filter, because a wider one correlates pixels and defeats the
@@ -80,17 +81,11 @@ class View:
 def propose(room: Room, stage: Stage, table: Placed | None, rng: np.random.Generator) -> View:
     """A random view: of the room from its open side, or down onto `table`."""
     if table is None:
-        origin = [
-            rng.uniform(-0.35, 0.35) * room.width,
-            -room.depth / 2 - rng.uniform(0, 0.7),
-            rng.uniform(1.1, 1.75),
-        ]
-        target = [
-            rng.uniform(-0.3, 0.3) * room.width,
-            room.depth / 2 * rng.uniform(0.2, 0.9),
-            rng.uniform(0.45, 0.95),
-        ]
-        return View(np.array(origin), np.array(target), float(rng.uniform(50, 68)))
+        inside = np.array([rng.uniform(-0.35, 0.35) * room.width, -room.depth / 2 - rng.uniform(0, 0.7)])
+        eye = rng.uniform(1.1, 1.75)
+        far = np.array([rng.uniform(-0.3, 0.3) * room.width, room.depth / 2 * rng.uniform(0.2, 0.9)])
+        low = rng.uniform(0.45, 0.95)
+        return View(np.array([*inside, eye]), np.array([*far, low]), float(rng.uniform(50, 68)))
     top = table.z + table.top
     things = [thing for thing in stage.placed if abs(thing.z - top) < 0.15 and thing is not table] or [table]
     middle = np.mean([(thing.x, thing.y) for thing in things], axis=0)
@@ -114,7 +109,9 @@ def score(
     """How good a view is: many classes and objects, nothing in front of the lens, no pixel without a surface.
 
     Args:
-        label, depth, thing: As in `truth.Truth`.
+        label: As in `truth.Truth`.
+        depth: As in `truth.Truth`.
+        thing: As in `truth.Truth`.
         small: `[things]` bool, whether a placed object stands on another one.
         close_up: Whether the view is of a table.
     """
@@ -124,10 +121,10 @@ def score(
     shares = np.bincount(label[hit], minlength=256) / label.size
     things = np.bincount(thing[thing >= 0], minlength=len(small)) / label.size
     value = float((shares > 0.004).sum()) + 0.7 * float((things > 0.002).sum())
-    value += (16 if close_up else 10) * min(0.2, things[small].sum())
-    value -= 20 * max(0.0, 1 - hit.mean() - 0.0005)
-    value -= 3 * float(depth[hit].min() < 0.25) + 6 * max(0.0, shares.max() - 0.45)
-    value -= 8 * max(0.0, things.max(initial=0.0) - (0.55 if close_up else 0.3))
+    value += (16 if close_up else 10) * min(0.2, float(things[small].sum()))
+    value -= 20 * max(0.0, 1 - float(hit.mean()) - 0.0005)
+    value -= 3 * float(depth[hit].min() < 0.25) + 6 * max(0.0, float(shares.max()) - 0.45)
+    value -= 8 * max(0.0, float(things.max(initial=0.0)) - (0.55 if close_up else 0.3))
     if not close_up:
         value -= 8 * float(np.mean(depth < 0.6) > 0.2)
     return value

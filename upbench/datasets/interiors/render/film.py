@@ -34,7 +34,8 @@ def render(scene: Any, view: View, size: int, spp: int, seed: int) -> np.ndarray
     radiance = np.ascontiguousarray(np.clip(np.nan_to_num(layers[..., :3]), 0, MAX_RADIANCE))
     albedo = np.ascontiguousarray(np.clip(layers[..., 3:6], 0, 1))
     normal = np.ascontiguousarray(layers[..., 6:9])
-    return np.array(mitsuba_oidn.denoise(radiance, albedo, normal, hdr=True))
+    denoised: np.ndarray = np.array(mitsuba_oidn.denoise(radiance, albedo, normal, hdr=True))
+    return denoised
 
 
 def develop(radiance: np.ndarray, rng: np.random.Generator) -> np.ndarray:

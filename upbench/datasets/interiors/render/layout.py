@@ -101,7 +101,7 @@ class Furnisher:
         model, scale = picked
         width, depth, height = (size * scale for size in model.size)
         for _ in range(tries):
-            side = sides[self.rng.integers(len(sides))]
+            side = sides[int(self.rng.integers(len(sides)))]
             along = self.room.spot(side, width, self.rng)
             x, y, angle = self.room.at_wall(side, along, depth / 2 + 0.03)
             area = footprint(x, y, width + 0.06, depth + 0.06, angle)
@@ -138,7 +138,7 @@ class Furnisher:
         for _ in range(count * 6):
             if count == 0:
                 return
-            group = groups[self.rng.integers(len(groups))]
+            group = groups[int(self.rng.integers(len(groups)))]
             x = self.rng.uniform(-self.room.width / 2 + margin, self.room.width / 2 - margin)
             y = self.rng.uniform(-self.room.depth / 2 + 0.2, self.room.depth / 2 - margin)
             count -= self.at(group, x, y, self.rng.uniform(0, 2 * math.pi)) is not None
@@ -155,7 +155,7 @@ class Furnisher:
         for _ in range(count * 20):
             if len(placed) >= count:
                 break
-            group = groups[self.rng.integers(len(groups))]
+            group = groups[int(self.rng.integers(len(groups)))]
             picked = self.pick(group, fits)
             if picked is None:
                 continue

@@ -112,9 +112,9 @@ def _place(obj: ObjFile, entry: Entry) -> np.ndarray:
     low, high = points[used].min(0), points[used].max(0)
     width, depth, height = entry.size
     points = (points - (low + high) / 2) * np.array([width, height, depth]) / np.maximum(high - low, 1e-9)
-    points = points @ _TO_Z_UP.T
-    points[:, 2] += height / 2
-    return points
+    placed: np.ndarray = points @ _TO_Z_UP.T
+    placed[:, 2] += height / 2
+    return placed
 
 
 @dataclass
@@ -143,7 +143,7 @@ def parse_obj(text: str) -> ObjFile:
         if words[0] == "v":
             points.append(words[1:4])
         elif words[0] == "vt":
-            uv.append((words[1:3] + ["0"])[:2])
+            uv.append([*words[1:3], "0"][:2])
         elif words[0] == "usemtl":
             material = line.split(None, 1)[1].strip() if len(words) > 1 else "default"
         elif words[0] == "mtllib":
@@ -221,7 +221,7 @@ def crease_normals(triangles: np.ndarray, degrees: float = CREASE_DEGREES) -> np
     counts = np.bincount(point.ravel())
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
     face_of = np.repeat(np.arange(len(triangles)), 3)
-    normals = unit[face_of].copy()
+    normals: np.ndarray = unit[face_of].copy()
     cosine = np.cos(np.radians(degrees))
     for count in np.unique(counts):  # all points with the same number of corners at once
         if not 1 < count <= MAX_SHARED_CORNERS:

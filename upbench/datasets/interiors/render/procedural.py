@@ -35,13 +35,15 @@ def turned(profile: np.ndarray) -> np.ndarray:
     area = np.linalg.norm(
         np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]), axis=1
     )
-    return triangles[area > 1e-12]
+    kept: np.ndarray = triangles[area > 1e-12]
+    return kept
 
 
 def _spline(rng: np.random.Generator, heights: np.ndarray, low: float, high: float) -> np.ndarray:
     knots = rng.uniform(low, high, int(rng.integers(3, 6)))
     where = np.linspace(0, 1, len(knots))
-    return np.interp(heights, where, knots)
+    radii: np.ndarray = np.interp(heights, where, knots)
+    return radii
 
 
 def _smooth(values: np.ndarray, rounds: int = 3) -> np.ndarray:
@@ -117,17 +119,15 @@ class Maker:
         width, depth = self.rng.uniform(0.12, 0.17), self.rng.uniform(0.18, 0.24)
         for number in range(int(self.rng.integers(1, 5))):
             thick = self.rng.uniform(0.012, 0.045)
-            size = np.array([width, depth, thick]) * [*self.rng.uniform(0.85, 1.0, 2), 1.0]
-            corner = np.array([-size[0] / 2, -size[1] / 2, height]) + [
-                *self.rng.uniform(-0.006, 0.006, 2),
-                0.0,
-            ]
+            size = np.array([width, depth, thick]) * np.array([*self.rng.uniform(0.85, 1.0, 2), 1.0])
+            shift = self.rng.uniform(-0.006, 0.006, 2)
+            corner = np.array([shift[0] - size[0] / 2, shift[1] - size[1] / 2, height])
             board = np.array([size[0], size[1], 0.0025])
             spine = np.array([0.003, size[1], thick])
-            cover = np.concatenate(
-                [cuboid(board, corner), cuboid(board, corner + [0, 0, thick - 0.0025]), cuboid(spine, corner)]
-            )
-            pages = cuboid(size - [0.006, 0.008, 0.005], corner + [0.003, 0.004, 0.0025])
+            upper = corner + np.array([0, 0, thick - 0.0025])
+            cover = np.concatenate([cuboid(board, corner), cuboid(board, upper), cuboid(spine, corner)])
+            margin = np.array([0.003, 0.004, 0.0025])
+            pages = cuboid(size - 2 * margin, corner + margin)
             parts.append(self._part(cover, f"cover{number}", self._colour(), 60.0))
             parts.append(self._part(pages, f"pages{number}", [0.88, 0.86, 0.79], 5.0))
             height += thick

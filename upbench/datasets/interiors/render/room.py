@@ -61,14 +61,14 @@ class RoomBuilder:
 
     def _quad(self, raw_class: str, corner: Any, u: Any, v: Any, surface: Surface) -> None:
         corner, u, v = (np.array(x, dtype=float) for x in (corner, u, v))
-        length_u, length_v = np.linalg.norm(u), np.linalg.norm(v)
+        length_u, length_v = float(np.linalg.norm(u)), float(np.linalg.norm(v))
         pose = np.eye(4)
         pose[:3, 0], pose[:3, 1] = u / 2, v / 2
         pose[:3, 2] = np.cross(u / length_u, v / length_v)
         pose[:3, 3] = corner + (u + v) / 2
         texture = bitmap(surface.texture)
-        repeats = [length_u * surface.per_metre, length_v * surface.per_metre, 1]
-        texture["to_uv"] = mi.ScalarTransform4f().scale([float(x) for x in repeats])
+        repeats = [length_u * surface.per_metre, length_v * surface.per_metre, 1.0]
+        texture["to_uv"] = mi.ScalarTransform4f().scale(repeats)
         bsdf = principled(texture, surface.roughness)
         self.stage.add(
             raw_class, {"type": "rectangle", "to_world": mi.ScalarTransform4f(pose), "bsdf": bsdf}, thing=-2
@@ -96,10 +96,10 @@ class RoomBuilder:
         }
         self.stage.add("window", glass)
         paint = mi.load_dict(principled(colour(float(rng.choice([0.8, 0.75, 0.2]))), 0.35))
-        bars = [(0, height / 2, width / 2, 0.05), (0, -height / 2, width / 2, 0.05)]
-        bars += [(-width / 2, 0, 0.05, height / 2 + 0.05), (width / 2, 0, 0.05, height / 2 + 0.05)]
+        bars = [(0.0, height / 2, width / 2, 0.05), (0.0, -height / 2, width / 2, 0.05)]
+        bars += [(-width / 2, 0.0, 0.05, height / 2 + 0.05), (width / 2, 0.0, 0.05, height / 2 + 0.05)]
         if width > 1.2:
-            bars.append((0, 0, 0.035, height / 2))
+            bars.append((0.0, 0.0, 0.035, height / 2))
         for px, pz, half_x, half_z in bars:
             pose = middle.translate([px, -0.02, pz]).scale([half_x, 0.035, half_z])
             self.stage.add("window", {"type": "cube", "to_world": pose, "bsdf": paint})
@@ -115,11 +115,13 @@ class RoomBuilder:
         channels = [Image.fromarray(np.ascontiguousarray(view[..., c])) for c in range(3)]
         view = np.stack([np.asarray(c.resize(size, Image.Resampling.BICUBIC)) for c in channels], axis=-1)
         view = np.clip(view, 0, None)
-        return np.minimum(view, 8 * np.median(view) + 0.01)
+        limited: np.ndarray = np.minimum(view, 8 * np.median(view) + 0.01)
+        return limited
 
     def _landscape(self) -> np.ndarray:
         view = self._view(float(self.rng.uniform(0.7, 1.6)))
-        return np.clip(0.4 * view / np.median(view), 0, 0.9)
+        exposed: np.ndarray = np.clip(0.4 * view / np.median(view), 0, 0.9)
+        return exposed
 
     def picture(self) -> None:
         """A framed picture."""
@@ -144,8 +146,8 @@ class RoomBuilder:
         self.stage.add("picture", canvas)
         tone = [(0.02, 0.02, 0.02), (0.75, 0.75, 0.75), (0.25, 0.12, 0.05)][rng.integers(3)]
         paint = mi.load_dict(principled(colour(tone), 0.4))
-        bars = [(0, -height / 2, width / 2 + 0.02, 0.02), (0, height / 2, width / 2 + 0.02, 0.02)]
-        bars += [(-width / 2, 0, 0.02, height / 2), (width / 2, 0, 0.02, height / 2)]
+        bars = [(0.0, -height / 2, width / 2 + 0.02, 0.02), (0.0, height / 2, width / 2 + 0.02, 0.02)]
+        bars += [(-width / 2, 0.0, 0.02, height / 2), (width / 2, 0.0, 0.02, height / 2)]
         for px, pz, half_x, half_z in bars:
             pose = middle.translate([px, -0.018, pz]).scale([half_x, 0.018, half_z])
             self.stage.add("picture", {"type": "cube", "to_world": pose, "bsdf": paint})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,20 +136,17 @@ def make_scene(studio: Studio, split: str, seed: int, size: int, spp: int, folde
 
 
 def write_scene(folder: Path, seed: int, image: np.ndarray, truth: Truth) -> None:
-    """Writes image, label, depth (16 bits, millimetres) and normals (8 bits, `127 n + 128`), each whole or
-    not."""
+    """Writes the four files of a scene, each whole or not at all.
+
+    Depth has 16 bits (millimetres), normals have 8 bits a channel (`127 n + 128`), 0 where nothing was hit.
+    """
+    hit = (truth.depth > 0)[..., None]
     millimetres = np.clip(np.round(truth.depth * 1000), 0, 65535).astype(np.uint16)
-    normal = np.where((truth.depth > 0)[..., None], np.round(truth.normal * 127) + 128, 0).astype(np.uint8)
-    arrays = (image, truth.label, millimetres, normal)
-    for suffix, array in zip(SUFFIXES, arrays, strict=True):
+    normal = np.where(hit, np.round(truth.normal * 127) + 128, 0).astype(np.uint8)
+    for suffix, array in zip(SUFFIXES, (image, truth.label, millimetres, normal), strict=True):
         buffer = io.BytesIO()
-        options: dict[str, Any] = (
-            {"quality": 92, "subsampling": 0} if suffix == ".jpg" else {"optimize": True}
-        )
-        Image.fromarray(array).save(buffer, "JPEG" if suffix == ".jpg" else "PNG", **options)
+        if suffix == ".jpg":
+            Image.fromarray(array).save(buffer, "JPEG", quality=92, subsampling=0)
+        else:
+            Image.fromarray(array).save(buffer, "PNG", optimize=True)
         write_atomic(folder / f"{seed}{suffix}", buffer.getvalue())
-
-
-def scene_bytes(folder: Path, seed: int) -> int:
-    """Size of a scene's files on disk."""
-    return sum(os.path.getsize(folder / f"{seed}{suffix}") for suffix in SUFFIXES)

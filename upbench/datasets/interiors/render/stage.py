@@ -118,7 +118,8 @@ def footprint(x: float, y: float, width: float, depth: float, angle: float) -> n
     """Corners `[4, 2]` of a turned rectangle."""
     cos, sin = math.cos(angle), math.sin(angle)
     half = np.array([(-width, -depth), (width, -depth), (width, depth), (-width, depth)]) / 2
-    return half @ np.array([[cos, sin], [-sin, cos]]) + (x, y)
+    corners: np.ndarray = half @ np.array([[cos, sin], [-sin, cos]]) + (x, y)
+    return corners
 
 
 def collide(a: np.ndarray, b: np.ndarray) -> bool:

@@ -24,8 +24,8 @@ WOOD = (
     "B:Wood1.jpg", "B:Tabletop-light.jpg", "S:rojiza.jpg", "S:tipical.jpg", "S:oaktexture*",
 )  # fmt: skip
 FABRIC = (
-    "A:Denim_001_COLOR*", "A:Fabric_011_COLOR*", "A:Plain001*", "A:tecido.jpg", "B:Fabric_04.jpg", "S:bump_sofa.jpg",
-    "S:fabric_beige.jpg",
+    "A:Denim_001_COLOR*", "A:Fabric_011_COLOR*", "A:Plain001*", "A:tecido.jpg", "B:Fabric_04.jpg",
+    "S:bump_sofa.jpg", "S:fabric_beige.jpg",
 )  # fmt: skip
 STONE = ("A:marble_14.jpg", "B:white-marble*")
 PAPER = ("S:wallpaper-chiyog*", "S:wallpaper-japane*", "S:beige_pattern.jpg")
@@ -94,7 +94,8 @@ class Pictures:
     def grain(self, patterns: tuple[str, ...], rng: np.random.Generator) -> np.ndarray:
         """`[H, W, 1]` with mean one: the structure of a picture, to be multiplied with any colour."""
         grey = self.any_of(patterns, rng).mean(-1, keepdims=True)
-        return np.clip(grey / grey.mean(), 0.3, 2.2)
+        grain: np.ndarray = np.clip(grey / grey.mean(), 0.3, 2.2)
+        return grain
 
 
 def noise(rng: np.random.Generator, size: int, octaves: int = 5, persistence: float = 0.55) -> np.ndarray:
@@ -106,7 +107,8 @@ def noise(rng: np.random.Generator, size: int, octaves: int = 5, persistence: fl
         side = size + size // cells
         layer = np.asarray(Image.fromarray(grid).resize((side, side), Image.Resampling.BICUBIC))
         total += layer[:size, :size] * persistence**octave
-    return (total - total.mean()) / total.std()
+    normalised: np.ndarray = (total - total.mean()) / total.std()
+    return normalised
 
 
 def parquet(
@@ -215,4 +217,5 @@ def painting(rng: np.random.Generator, landscape: Callable[[], np.ndarray]) -> n
     field = noise(rng, 512, int(rng.integers(1, 4)), 0.5)[:height, :width]
     palette = to_linear(rng.uniform(0.1, 0.95, (int(rng.integers(3, 6)), 3)))
     levels = np.clip(((field + 2) / 4 * len(palette)).astype(int), 0, len(palette) - 1)
-    return palette[levels]
+    painted: np.ndarray = palette[levels]
+    return painted

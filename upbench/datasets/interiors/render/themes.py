@@ -15,8 +15,8 @@ SMALL = (
 )  # fmt: skip
 DINNER = ("tableware", "tableware", "made_bowl", "food", "food", "bottle", "small_plant", "vase", "made_vase")
 DESK = (
-    "laptop", "tablet", "table_lamp", "made_books", "small_box", "tableware", "frame", "small_plant", "appliance",
-    "bottle", "toy",
+    "laptop", "tablet", "table_lamp", "made_books", "small_box", "tableware", "frame", "small_plant",
+    "appliance", "bottle", "toy",
 )  # fmt: skip
 FLOOR = ("clothing", "toy", "floor_toy", "floor_box")
 
