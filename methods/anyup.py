@@ -98,6 +98,8 @@ class AnyUp(Upsampler):
 
     def encode(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Queries `[B, dim, H, W]` and keys `[B, dim, h, w]`, projected."""
+        if image.device.type == "cpu":  # faster there for convolutions, position and projections
+            image = image.contiguous(memory_format=torch.channels_last)
         encoding = self.position(self.image_encoder(image))
         guide = _pool(self.key_encoder(encoding), _size(features))
         queries = _pool(self.query_encoder(encoding), output_size)
@@ -149,8 +151,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, dim, H, W]` to the same shape."""
-        y = self.conv1(F.silu(self.norm1(x)))
-        return x + self.conv2(F.silu(self.norm2(y)))
+        inplace = not torch.is_grad_enabled()
+        y = self.conv1(F.silu(self.norm1(x), inplace))
+        return self.conv2(F.silu(self.norm2(y), inplace)).add_(x)
 
 
 def encoder(stem: nn.Module, dim: int) -> nn.Sequential:
@@ -174,17 +177,27 @@ class Position(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, dim, H, W]` to the same shape; both axes run from 0 to 1, ends included."""
-        (cos_r, sin_r), (cos_c, sin_c) = (self._waves(axis, size) for axis, size in enumerate(_size(x)))
-        cos_r, sin_r = cos_r.unsqueeze(2), sin_r.unsqueeze(2)  # [dim, H, 1] and [dim, 1, W]
-        cos_c, sin_c = cos_c.unsqueeze(1), sin_c.unsqueeze(1)
-        a, b = x.chunk(2, 1)
-        turned = torch.cat([-b, a], 1)
-        return (x * (cos_r * cos_c - sin_r * sin_c) + turned * (sin_r * cos_c + cos_r * sin_c)).to(x.dtype)
+        rows, cols = (self._waves(axis, size) for axis, size in enumerate(_size(x)))
+        half = int(x.shape[1]) // 2
+        a, b = x.permute(0, 2, 3, 1).split(half, 3)
+        cos, sin = _outer(rows[..., :half], cols[..., :half])
+        first = torch.addcmul(a * cos, b, sin, value=-1).to(x.dtype)
+        cos, sin = _outer(rows[..., half:], cols[..., half:])
+        second = torch.addcmul(b * cos, a, sin).to(x.dtype)
+        return torch.cat([first, second], 3).permute(0, 3, 1, 2)
 
-    def _waves(self, axis: int, size: int) -> tuple[Tensor, Tensor]:
+    def _waves(self, axis: int, size: int) -> Tensor:
+        """Cosine and sine along an axis, `[2, size, dim]`."""
         place = torch.linspace(0, 1, size, device=self.frequencies.device)
-        angle = self.frequencies[axis].float()[:, None] * place
-        return angle.cos(), angle.sin()
+        angle = place[:, None] * self.frequencies[axis].float()
+        return torch.stack([angle.cos(), angle.sin()])
+
+
+def _outer(rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine `[H, W, dim]` of the sums of row and column angles, from `[2, H, dim]` and `[2, W, dim]`."""
+    cos_r, sin_r = rows.unsqueeze(2)
+    cos_c, sin_c = cols.unsqueeze(1)
+    return torch.addcmul(cos_r * cos_c, sin_r, sin_c, value=-1), torch.addcmul(sin_r * cos_c, cos_r, sin_c)
 
 
 class UnifiedFeatures(nn.Module):

@@ -95,13 +95,15 @@ class RaysUp(Upsampler):
         """Rotated queries `[B, dim, H, W]` and keys `[B, dim, h, w]`."""
         grids = (output_size, feature_size)
         rotations = [rotation(ray_directions(image, grid, camera), self.encoder.dim) for grid in grids]
-        heads: tuple[list[Tensor], list[Tensor]] = ([], [])
+        if image.device.type == "cpu":  # twice as fast there for small kernels
+            image = image.contiguous(memory_format=torch.channels_last)
+        halves: tuple[list[Tensor], list[Tensor]] = ([], [])
         for branch in self.encoder.children():
             encoding = branch(image)  # pooled at once: the full encoding is never held
-            for head, grid, (cos, sin) in zip(heads, grids, rotations, strict=True):
+            for parts, grid, (cos, sin) in zip(halves, grids, rotations, strict=True):
                 pooled = encoding if _size(encoding) == grid else F.adaptive_avg_pool2d(encoding, grid)
-                head.append(rotate(pooled, cos, sin))
-        return torch.cat(heads[0], 1), torch.cat(heads[1], 1)
+                parts.extend(rotate(pooled, cos, sin))
+        return torch.cat(halves[0], 1), torch.cat(halves[1], 1)
 
     def tables(self, feature_size: tuple[int, int], output_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """The low-resolution rows and columns that each output row and column sees."""
@@ -151,8 +153,10 @@ class Branch(nn.Sequential):
     def __init__(
         self, dim: int, kernel: tuple[int, int], dilation: int, padding: tuple[int, int], blocks: int
     ) -> None:
+        mode = "reflect" if any(padding) else "zeros"  # the mode that leaves padding to the convolution
+
         def conv(inputs: int) -> nn.Conv2d:
-            return nn.Conv2d(inputs, dim, kernel, padding=padding, dilation=dilation, padding_mode="reflect")
+            return nn.Conv2d(inputs, dim, kernel, padding=padding, dilation=dilation, padding_mode=mode)
 
         super().__init__(conv(3), *(Block(conv(dim), conv(dim)) for _ in range(blocks)))
 
@@ -169,8 +173,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, dim, H, W]` to the same shape."""
-        x = self.conv1(F.silu(self.norm1(x)))
-        return self.conv2(F.silu(self.norm2(x)))
+        inplace = not torch.is_grad_enabled()
+        x = self.conv1(F.silu(self.norm1(x), inplace))
+        return self.conv2(F.silu(self.norm2(x), inplace))
 
 
 def default_intrinsics(image: Tensor) -> Tensor:
@@ -203,23 +208,23 @@ def ray_directions(image: Tensor, grid: tuple[int, int], camera: Camera | None) 
 def rotation(directions: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """RayPE angles of one head, as their cosine and sine `[B, dim / 2, gh, gw]`.
 
-    Six numbers describe a ray, its origin and its direction; each gets floor(dim / 12) frequencies that grow by 3.
-    All rays of a pinhole camera share their origin, so that its rotation cancels in every product of a query and a
-    key: those angles are left at zero.
+    Six numbers describe a ray, its origin and its direction; each gets floor(dim / 12) frequencies that grow
+    by 3. All rays of a pinhole camera share their origin, so that its rotation cancels in every product of a
+    query and a key: those angles are left at zero.
     """
     b, _, height, width = directions.shape
     count = dim // 2 // 6
     frequencies = 2 * math.pi / 8 * 3.0 ** torch.arange(count, device=directions.device)
-    angles = directions.new_zeros(b, dim // 2, height, width)
-    turned = angles[:, : 6 * count].view(b, count, 6, height, width)
-    turned[:, :, 3:] = frequencies.view(-1, 1, 1, 1) * directions.unsqueeze(1)
+    # Channels lie last in memory, as they do in the encoding.
+    turned = frequencies.view(-1, 1) * directions.permute(0, 2, 3, 1).unsqueeze(3)
+    angles = F.pad(F.pad(turned, (3, 0)).flatten(3), (0, dim // 2 - 6 * count)).permute(0, 3, 1, 2)
     return angles.cos(), angles.sin()
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """A head `[B, dim, gh, gw]` turned by the negative angles; channel c is paired with c + dim / 2."""
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """The halves of a head `[B, dim, gh, gw]`, turned by the negative angles; c is paired with c + dim / 2."""
     a, b = x.chunk(2, 1)
-    return torch.cat([a * cos + b * sin, b * cos - a * sin], 1).to(x.dtype)
+    return torch.addcmul(a * cos, b, sin).to(x.dtype), torch.addcmul(b * cos, a, sin, value=-1).to(x.dtype)
 
 
 def _size(x: Tensor) -> tuple[int, int]:
