@@ -37,13 +37,13 @@ _IN_PROJECTION = "cross_decode.cross_attn.attention.in_proj_"
 class AnyUp(Upsampler):
     """AnyUp (Wimmer et al., ICLR 2026), native.
 
-    Each output pixel averages the raw features of a window of about `2 * window_ratio` of either side. The weights
-    come from the image (queries, keys) and from the features' own local structure (keys), which is described by
-    `dim` numbers per position for any number of channels.
+    Each output pixel averages the raw features of a window of about `2 * window_ratio` of either side. The
+    weights come from the image (queries, keys) and from the features' own local structure (keys), which is
+    described by `dim` numbers per position for any number of channels.
 
-    As in the official code, the unified features mix channels (see `UnifiedFeatures`): the output is not equivariant
-    to a permutation of the channels. The value and output projections of its attention have no effect; they are kept
-    (frozen) because its checkpoints hold them and its 878,080 parameters count them.
+    As in the official code, the unified features mix channels (see `UnifiedFeatures`): the output is not
+    equivariant to a permutation of the channels. The value and output projections of its attention have no
+    effect; they are kept (frozen) because its checkpoints hold them and its 878,080 parameters count them.
     """
 
     name = "anyup"
@@ -105,7 +105,8 @@ class AnyUp(Upsampler):
         queries = _pool(self.query_encoder(encoding), output_size)
         del encoding
         keys = self.aggregation(torch.cat([guide, self.feature_encoder(features)], 1))
-        return self.attention(queries, keys)
+        projected: tuple[Tensor, Tensor] = self.attention(queries, keys)
+        return projected
 
     def tables(self, feature_size: tuple[int, int], output_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """The low-resolution rows and columns that each output row and column sees."""
@@ -152,8 +153,9 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[B, dim, H, W]` to the same shape."""
         inplace = not torch.is_grad_enabled()
-        y = self.conv1(F.silu(self.norm1(x), inplace))
-        return self.conv2(F.silu(self.norm2(y), inplace)).add_(x)
+        y: Tensor = self.conv1(F.silu(self.norm1(x), inplace))
+        y = self.conv2(F.silu(self.norm2(y), inplace))
+        return y.add_(x)
 
 
 def encoder(stem: nn.Module, dim: int) -> nn.Sequential:
@@ -164,8 +166,8 @@ def encoder(stem: nn.Module, dim: int) -> nn.Sequential:
 class Position(nn.Module):
     """Multiplies channels by waves of the position, in pairs (c, c + dim / 2).
 
-    The official code starts channels of the first half from the row and of the second from the column; trained
-    checkpoints mix both, so that it is a rotation in form only.
+    The official code starts channels of the first half from the row and of the second from the column;
+    trained checkpoints mix both, so that it is a rotation in form only.
     """
 
     def __init__(self, dim: int) -> None:
@@ -194,7 +196,7 @@ class Position(nn.Module):
 
 
 def _outer(rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine `[H, W, dim]` of the sums of row and column angles, from `[2, H, dim]` and `[2, W, dim]`."""
+    """`[2, H, dim]` and `[2, W, dim]`: cosine and sine `[H, W, dim]` of the sums of the angles."""
     cos_r, sin_r = rows.unsqueeze(2)
     cos_c, sin_c = cols.unsqueeze(1)
     return torch.addcmul(cos_r * cos_c, sin_r, sin_c, value=-1), torch.addcmul(sin_r * cos_c, cos_r, sin_c)
@@ -203,9 +205,9 @@ def _outer(rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
 class UnifiedFeatures(nn.Module):
     """A description of the features' local structure, of the same size for any number of channels.
 
-    Every normalised channel is filtered with the same `dim` filters. The official code lays the C * dim responses out
-    channel by channel, reads them as dim x C, takes the softmax over the first axis and the mean over the second.
-    That mixes channels and filters, and the released weights depend on it.
+    Every normalised channel is filtered with the same `dim` filters. The official code lays the C * dim
+    responses out channel by channel, reads them as dim x C, takes the softmax over the first axis and the
+    mean over the second. That mixes channels and filters, and the released weights depend on it.
     """
 
     def __init__(self, dim: int, filter_size: int) -> None:

@@ -35,14 +35,14 @@ _OFFICIAL = {
 class RaysUp(Upsampler):
     """RaysUp (see `paper`), native: no neighbourhood-attention package, no upsampled keys and values.
 
-    Queries are the guidance encoding at the output size, keys the same encoding at feature size; both are rotated by
-    the directions of their camera rays. Each output pixel averages `kernel_size` x `kernel_size` features, as the
-    official code's NATTEN call does (kernel 6, dilation = output // feature size).
+    Queries are the guidance encoding at the output size, keys the same encoding at feature size; both are
+    rotated by the directions of their camera rays. Each output pixel averages `kernel_size` x `kernel_size`
+    features, as the official code's NATTEN call does (kernel 6, dilation = output // feature size).
 
-    Differences from the official code: feature maps (or outputs) smaller than the window get a window as large as
-    they are, where the official code fails; `kernel_size` has an effect, which there it has not. As there, the image
-    size that intrinsics refer to is taken from the largest principal point of the batch, so with cameras the images
-    of a batch influence one another.
+    Differences from the official code: feature maps (or outputs) smaller than the window get a window as
+    large as they are, where the official code fails; `kernel_size` has an effect, which there it has not. As
+    there, the image size that intrinsics refer to is taken from the largest principal point of the batch, so
+    with cameras the images of a batch influence one another.
     """
 
     name = "raysup"
@@ -55,10 +55,12 @@ class RaysUp(Upsampler):
     uses_camera = True
 
     def __init__(self, channels: int = 384, *, dim: int = 256, kernel_size: int = 6) -> None:
-        """Args:
-        channels: C of the features, a multiple of 4; no parameter depends on it.
-        dim: Channels of queries and keys; each of the four branches, and so each head, has a quarter.
-        kernel_size: Side of the window in features.
+        """Builds the method with random weights.
+
+        Args:
+            channels: C of the features, a multiple of 4; no parameter depends on it.
+            dim: Channels of queries and keys; each of the four branches, and so each head, has a quarter.
+            kernel_size: Side of the window in features.
         """
         super().__init__(channels)
         if dim < HEADS * GROUPS or dim % (HEADS * GROUPS):
@@ -137,7 +139,7 @@ class RaysUp(Upsampler):
 
 
 class GuidanceEncoder(nn.Module):
-    """Four branches with receptive fields along one direction each; their outputs are the heads of queries and keys."""
+    """Four branches of different receptive fields; their outputs are the heads of queries and keys."""
 
     def __init__(self, dim: int = 64) -> None:
         """Args: dim: Channels of each branch."""
@@ -148,15 +150,15 @@ class GuidanceEncoder(nn.Module):
 
 
 class Branch(nn.Sequential):
-    """A convolution of the image `[B, 3, H, W]` to `[B, dim, H, W]`, then blocks without residual connections."""
+    """The image `[B, 3, H, W]` to `[B, dim, H, W]`: a convolution, then blocks without residuals."""
 
     def __init__(
         self, dim: int, kernel: tuple[int, int], dilation: int, padding: tuple[int, int], blocks: int
     ) -> None:
-        mode = "reflect" if any(padding) else "zeros"  # the mode that leaves padding to the convolution
-
         def conv(inputs: int) -> nn.Conv2d:
-            return nn.Conv2d(inputs, dim, kernel, padding=padding, dilation=dilation, padding_mode=mode)
+            if not any(padding):
+                return nn.Conv2d(inputs, dim, kernel, dilation=dilation)
+            return nn.Conv2d(inputs, dim, kernel, padding=padding, dilation=dilation, padding_mode="reflect")
 
         super().__init__(conv(3), *(Block(conv(dim), conv(dim)) for _ in range(blocks)))
 
@@ -175,7 +177,8 @@ class Block(nn.Module):
         """`[B, dim, H, W]` to the same shape."""
         inplace = not torch.is_grad_enabled()
         x = self.conv1(F.silu(self.norm1(x), inplace))
-        return self.conv2(F.silu(self.norm2(x), inplace))
+        x = self.conv2(F.silu(self.norm2(x), inplace))
+        return x
 
 
 def default_intrinsics(image: Tensor) -> Tensor:
@@ -188,8 +191,8 @@ def default_intrinsics(image: Tensor) -> Tensor:
 def ray_directions(image: Tensor, grid: tuple[int, int], camera: Camera | None) -> Tensor:
     """Unit directions `[B, 3, gh, gw]` of the rays through the cells of a grid over the image, in world axes.
 
-    Intrinsics are scaled from the "original size" to the grid; that size is twice the largest principal point of the
-    batch, in whole pixels, as in the official code.
+    Intrinsics are scaled from the "original size" to the grid; that size is twice the largest principal point
+    of the batch, in whole pixels, as in the official code.
     """
     intrinsics = default_intrinsics(image) if camera is None else camera.intrinsics.to(image.device).float()
     fx, fy, cx, cy = (value.view(-1, 1, 1) for value in intrinsics.unbind(1))
@@ -212,7 +215,6 @@ def rotation(directions: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     by 3. All rays of a pinhole camera share their origin, so that its rotation cancels in every product of a
     query and a key: those angles are left at zero.
     """
-    b, _, height, width = directions.shape
     count = dim // 2 // 6
     frequencies = 2 * math.pi / 8 * 3.0 ** torch.arange(count, device=directions.device)
     # Channels lie last in memory, as they do in the encoding.
@@ -222,7 +224,7 @@ def rotation(directions: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """The halves of a head `[B, dim, gh, gw]`, turned by the negative angles; c is paired with c + dim / 2."""
+    """The halves of a head `[B, dim, gh, gw]`, turned backwards; c is paired with c + dim / 2."""
     a, b = x.chunk(2, 1)
     return torch.addcmul(a * cos, b, sin).to(x.dtype), torch.addcmul(b * cos, a, sin, value=-1).to(x.dtype)
 

@@ -1,11 +1,12 @@
 """Upsamplings as linear operators: what a linear probe commutes with.
 
-An operator A takes low-resolution values to the output grid. Methods with several attention heads average different
-channels with different weights: their operator has `groups` > 1, and channel c of the C features belongs to group
-c // (C / groups).
+An operator A takes low-resolution values to the output grid. Methods with several attention heads average
+different channels with different weights: their operator has `groups` > 1, and channel c of the C features
+belongs to group c // (C / groups).
 
-A 1x1 probe W (`[K, C]`) on the upsampled features equals the operator on projected features: with W_g the columns
-of group g,  W . A(f) = sum_g A_g(W_g f_g).  So the operator takes `[B, groups, K, h, w]` and sums over groups.
+A 1x1 probe W (`[K, C]`) on the upsampled features equals the operator on projected features: with W_g the
+columns of group g,  W . A(f) = sum_g A_g(W_g f_g).  So the operator takes `[B, groups, K, h, w]` and sums
+over groups.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Operator(ABC):
 
     @abstractmethod
     def __call__(self, values: Tensor) -> Tensor:
-        """`[B, groups, K, h, w]` to `[B, K, H, W]`, summed over groups. Differentiable with respect to `values`."""
+        """`[B, groups, K, h, w]` to `[B, K, H, W]`, summed over groups. Differentiable."""
 
     @abstractmethod
     def crop(self, rows: slice, cols: slice) -> Operator:

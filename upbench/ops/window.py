@@ -1,8 +1,8 @@
 """Attention from a dense grid of queries to windows of a low-resolution map.
 
-Both axes have a table of the cells that each output row (column) sees. Queries of a tile share their cells, so logits
-and averages are batched matrix products of a few hundred queries with a few dozen keys; the keys and values are never
-brought to the output grid.
+Both axes have a table of the cells that each output row (column) sees. Queries of a tile share their cells,
+so logits and averages are batched matrix products of a few hundred queries with a few dozen keys; the keys
+and values are never brought to the output grid.
 """
 
 from __future__ import annotations
@@ -289,7 +289,7 @@ def _gather(cells: Tensor, rows: Tiling, cols: Tiling, first: int, last: int, he
 
 
 def _bias(rows: Tiling, cols: Tiling, first: int, last: int) -> Tensor | None:
-    """Log multiplicities of tile rows first..last-1, `[R * T, 1, Kr * Kc, n * m]`, or None where all are once."""
+    """Log multiplicities of tile rows first..last-1, `[R * T, 1, Kr * Kc, n * m]`; None if all are once."""
     if rows.bias is None and cols.bias is None:
         return None
     parts = []

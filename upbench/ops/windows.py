@@ -1,11 +1,11 @@
 """Which low-resolution cells a query sees, one axis at a time.
 
-The windows of the methods here are products of a row window and a column window. Each axis is described by a table
-`[N, K]` of int64: row i lists the low-resolution cells that output position i sees, -1 where there is none. A cell that
-is listed twice counts twice in the softmax.
+The windows of the methods here are products of a row window and a column window. Each axis is described by a
+table `[N, K]` of int64: row i lists the low-resolution cells that output position i sees, -1 where there is
+none. A cell that is listed twice counts twice in the softmax.
 
-`Tiling` turns a table into equal runs of neighbouring positions that share one list of cells, so that attention becomes
-one small matrix product per tile.
+`Tiling` turns a table into equal runs of neighbouring positions that share one list of cells, so that
+attention becomes one small matrix product per tile.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from upbench.errors import UpbenchError
 
-# Cost of gathering a tile's keys and values, in multiply-adds per copied number and axis; only the ratio to the
-# products matters, and only for choosing tile sizes.
+# Cost of gathering a tile's keys and values, in multiply-adds per copied number and axis; only the ratio to
+# the products matters, and only for choosing tile sizes.
 _GATHER_COST = 4.0
 _MAX_TILE = 64
 
@@ -32,14 +32,17 @@ def nearest_exact(size: int, cells: int) -> np.ndarray:
     """
     scale = np.float32(cells / size)
     position = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * scale
-    return np.minimum(np.floor(position).astype(np.int64), cells - 1)
+    index: np.ndarray = np.minimum(np.floor(position).astype(np.int64), cells - 1)
+    return index
 
 
 def neighbourhood(size: int, kernel: int, dilation: int = 1) -> np.ndarray:
-    """`[size, K]` neighbours of each position on its own axis (Hassani et al., Neighborhood Attention, CVPR 2023).
+    """`[size, K]` neighbours of each position on its own axis (Hassani et al., Neighborhood Attention, CVPR
+    2023).
 
-    Positions that are congruent modulo `dilation` form a group. A window holds the K nearest members of the position's
-    own group; at borders it is shifted, never cut; an even K has one more neighbour before than after.
+    Positions that are congruent modulo `dilation` form a group. A window holds the K nearest members of the
+    position's own group; at borders it is shifted, never cut; an even K has one more neighbour before than
+    after.
 
     Args:
         size: Length of the axis.
@@ -57,7 +60,8 @@ def neighbourhood(size: int, kernel: int, dilation: int = 1) -> np.ndarray:
 
 
 def neighbourhood_table(size: int, cells: int, kernel: int) -> Tensor:
-    """`[size, K]` low-resolution cells of a neighbourhood attention whose keys were resized to the output grid.
+    """`[size, K]` low-resolution cells of a neighbourhood attention whose keys were resized to the output
+    grid.
 
     The keys' nearest-exact resize is folded into the table; the dilation is `size // cells`, at least 1.
     """
@@ -68,8 +72,8 @@ def neighbourhood_table(size: int, cells: int, kernel: int) -> Tensor:
 def fraction_table(size: int, cells: int, radius: float) -> Tensor:
     """`[size, K]` low-resolution cells within `radius` of each position, as a fraction of the axis.
 
-    Cells that overlap [p - radius, p + radius], p = (i + 0.5) / size. All in float32 and in this order: window edges
-    can fall on cell borders, where another rounding would give another cell.
+    Cells that overlap [p - radius, p + radius], p = (i + 0.5) / size. All in float32 and in this order:
+    window edges can fall on cell borders, where another rounding would give another cell.
     """
     one, zero, r = np.float32(1), np.float32(0), np.float32(radius)
     position = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size)
@@ -81,14 +85,15 @@ def fraction_table(size: int, cells: int, radius: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Tiling:
-    """An axis cut into runs of `size` positions; the first may begin before 0 and the last may end after the axis.
+    """An axis cut into runs of `size` positions; the first may begin before it and the last may end after it.
 
     Attributes:
         length: Positions on the axis.
         size: Positions per tile, n.
         before: Positions of the first tile that lie before the axis.
         cells: `[T, K]` int64, the low-resolution cells of each tile.
-        bias: `[T, n, K]` float32, log of how often a position lists a cell (-inf: never); None where all are once.
+        bias: `[T, n, K]` float32, log of how often a position lists a cell (-inf: never); None where all are
+            once.
     """
 
     length: int
