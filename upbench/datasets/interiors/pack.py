@@ -25,6 +25,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from upbench.errors import UpbenchError
+
 from .files import DATA_DIR, DROPPED_FILE, SPLITS, SUFFIXES
 
 MAX_SHARD_BYTES = 4_500_000
@@ -43,7 +45,7 @@ def read_index(root: Path, split: str) -> list[dict[str, Any]]:
     """The index lines of a rendered split, in the order of their seeds; a seed's last line counts."""
     path = root / f"{split}.jsonl"
     if not path.is_file():
-        raise FileNotFoundError(f"no rendered split '{split}' in {root}: {path} is missing")
+        raise UpbenchError(f"no rendered split '{split}' in {root}: {path} is missing")
     lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
     by_seed = {line["seed"]: line for line in lines}
     return [by_seed[seed] for seed in sorted(by_seed)]
@@ -121,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
     limits = {split: int(count) for split, _, count in (item.partition("=") for item in args.limit)}
     try:
         sums = pack(args.rendered, args.out, limits)
-    except (FileNotFoundError, json.JSONDecodeError) as error:
+    except (UpbenchError, OSError, json.JSONDecodeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for split, numbers in sums.items():

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from upbench.datasets.interiors.files import SPLITS, SUFFIXES
-from upbench.errors import UpbenchError
+from upbench.errors import UpbenchError, unknown
 
 from .assets import find_llvm, locate
 
@@ -36,7 +36,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=448, help="side of the image in pixels (default: 448)")
     parser.add_argument("--spp", type=int, default=16, help="samples a pixel (default: 16)")
     parser.add_argument("--threads", type=int, default=0, help="threads to render with (default: all)")
-    parser.add_argument("--variant", default="llvm_ad_rgb", help="Mitsuba variant; scalar_rgb needs no LLVM")
+    parser.add_argument("--variant", default="llvm_ad_rgb", help="Mitsuba variant (default: llvm_ad_rgb)")
     parser.add_argument(
         "--assets",
         type=Path,
@@ -59,21 +59,28 @@ def start_mitsuba(variant: str, threads: int) -> None:
     import drjit
     import mitsuba
 
-    if variant not in mitsuba.variants():
-        raise UpbenchError(f"mitsuba has no variant '{variant}': it has {', '.join(mitsuba.variants())}")
+    variants = [name for name in mitsuba.variants() if name.endswith("_ad_rgb")]  # rays are traced in arrays
+    if variant not in variants:
+        raise unknown("variant", variant, variants)
     mitsuba.set_variant(variant)
     mitsuba.set_log_level(mitsuba.LogLevel.Error)
     if threads:
         drjit.set_thread_count(threads)
 
 
-def finished(out: Path, split: str) -> set[int]:
-    """Seeds that have an index line and all their files."""
+def finished(out: Path, split: str, size: int, spp: int) -> set[int]:
+    """Seeds that have an index line of this size and quality, and all their files."""
     index = out / f"{split}.jsonl"
     if not index.is_file():
         return set()
-    seeds = {json.loads(line)["seed"] for line in index.read_text().splitlines() if line.endswith("}")}
-    return {seed for seed in seeds if all((out / split / f"{seed}{suffix}").is_file() for suffix in SUFFIXES)}
+    lines = [json.loads(line) for line in index.read_text().splitlines() if line.endswith("}")]
+    last = {line["seed"]: line for line in lines}
+    return {
+        seed
+        for seed, line in last.items()
+        if (line["size"], line["spp"]) == (size, spp)
+        and all((out / split / f"{seed}{suffix}").is_file() for suffix in SUFFIXES)
+    }
 
 
 def append_line(index: Path, line: dict[str, Any]) -> None:
@@ -105,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
     failed = 0
-    done = finished(args.out, args.split)
+    done = finished(args.out, args.split, args.size, args.spp)
     for number, seed in enumerate(range(first, first + args.count), start=1):
         where = f"[{number}/{args.count}] {args.split} {seed}"
         if seed in done:

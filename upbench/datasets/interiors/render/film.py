@@ -49,4 +49,5 @@ def develop(radiance: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     radius2 = ((y - height / 2) ** 2 + (x - width / 2) ** 2) / (width / 2) ** 2
     exposed = exposed * (1 - 0.06 * radius2)[..., None]
     srgb = to_srgb(exposed) + rng.normal(0, 1.3 / 255, exposed.shape)
-    return (np.clip(srgb, 0, 1) * 255 + 0.5).astype(np.uint8)
+    image: np.ndarray = (np.clip(srgb, 0, 1) * 255 + 0.5).astype(np.uint8)
+    return image

@@ -70,9 +70,8 @@ class RoomBuilder:
         repeats = [length_u * surface.per_metre, length_v * surface.per_metre, 1.0]
         texture["to_uv"] = mi.ScalarTransform4f().scale(repeats)
         bsdf = principled(texture, surface.roughness)
-        self.stage.add(
-            raw_class, {"type": "rectangle", "to_world": mi.ScalarTransform4f(pose), "bsdf": bsdf}, thing=-2
-        )
+        shape = {"type": "rectangle", "to_world": mi.ScalarTransform4f(pose.tolist()), "bsdf": bsdf}
+        self.stage.add(raw_class, shape, thing=-2)
 
     def window(self) -> None:
         """A bright window with a view of the environment, a frame and a sill."""

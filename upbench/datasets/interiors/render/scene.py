@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,7 @@ def make_scene(studio: Studio, split: str, seed: int, size: int, spp: int, folde
     truth = trace(setup.scene, setup.stage, setup.view, size)
     radiance = render(setup.scene, setup.view, size, spp, seed)
     image = develop(radiance, np.random.default_rng([STREAM, SPLITS.index(split), seed, 1]))
-    write_scene(folder, seed, image, truth)
+    digest = write_scene(folder, seed, image, truth)
     hit = truth.depth > 0
     shares = np.bincount(truth.label.ravel(), minlength=256) / truth.label.size
     return {
@@ -132,11 +133,12 @@ def make_scene(studio: Studio, split: str, seed: int, size: int, spp: int, folde
         "depth": [
             round(float(x), 3) for x in (truth.depth[hit].min(), np.median(truth.depth), truth.depth.max())
         ],
+        "image_sha256": digest,
     }
 
 
-def write_scene(folder: Path, seed: int, image: np.ndarray, truth: Truth) -> None:
-    """Writes the four files of a scene, each whole or not at all.
+def write_scene(folder: Path, seed: int, image: np.ndarray, truth: Truth) -> str:
+    """Writes the four files of a scene, each whole or not at all; returns the SHA-256 of the image's.
 
     Depth has 16 bits (millimetres), normals have 8 bits a channel (`127 n + 128`), 0 where nothing was hit.
     """
@@ -150,3 +152,6 @@ def write_scene(folder: Path, seed: int, image: np.ndarray, truth: Truth) -> Non
         else:
             Image.fromarray(array).save(buffer, "PNG", optimize=True)
         write_atomic(folder / f"{seed}{suffix}", buffer.getvalue())
+        if suffix == ".jpg":
+            digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+    return digest

@@ -80,7 +80,7 @@ def _first_opaque(
     ray = mi.Ray3f(mi.Point3f(*(float(x) for x in origin)), mi.Vector3f(*columns))
     count = len(directions)
     position, normal = dr.zeros(mi.Point3f, count), dr.zeros(mi.Vector3f, count)
-    shape = dr.zeros(mi.UInt32, count)
+    shape: Any = dr.zeros(mi.UInt32, count)
     active = dr.full(mi.Bool, True, count)
     for _ in range(MAX_LAYERS):
         hit = scene.ray_intersect(ray, active)
