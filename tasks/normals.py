@@ -32,6 +32,7 @@ class Normals(Task):
         ),
     )
     primary = "mean"
+    headline = ("mean", "under_11.25")
 
     def probe_channels(self, dataset: Dataset) -> int:
         """Three: x, y, z."""

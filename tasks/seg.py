@@ -27,6 +27,7 @@ class Segmentation(Task):
         Metric("boundary_iou", "Boundary IoU", higher_is_better=True, unit="%"),
     )
     primary = "miou"
+    headline = ("miou", "boundary_iou")
 
     def probe_channels(self, dataset: Dataset) -> int:
         """As many as the dataset has classes."""

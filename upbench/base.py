@@ -195,7 +195,9 @@ class Upsampler(nn.Module, Registered):
         try:
             return cls(channels=channels, **options) if takes_channels else cls(**options)
         except (TypeError, ValueError) as error:
-            raise UpbenchError(f"method '{cls.name}' refuses {options or {'channels': channels}}: {error}") from error
+            raise UpbenchError(
+                f"method '{cls.name}' refuses {options or {'channels': channels}}: {error}"
+            ) from error
 
     @classmethod
     def options_from(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -254,6 +256,7 @@ class Task(Registered):
         target: Field of `Sample` that holds the ground truth: "label", "depth" or "normal".
         metrics: What `evaluator` computes, the first the most important.
         primary: Name of the metric that tables show first and whose per-image values records keep.
+        headline: Names of the metrics that tables show unless asked for all; the first two where empty.
         datasets: Names of the datasets that the task runs on by default.
     """
 
@@ -265,6 +268,7 @@ class Task(Registered):
     target: ClassVar[str]
     metrics: ClassVar[Sequence[Metric]]
     primary: ClassVar[str]
+    headline: ClassVar[Sequence[str]] = ()
     datasets: ClassVar[Sequence[str]] = ("interiors",)
 
     @abstractmethod
@@ -295,6 +299,6 @@ class Task(Registered):
 def normalize_image(image01: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """`[B, 3, H, W]` RGB in 0..1, normalised per channel."""
     shape = (1, 3, 1, 1)
-    return (image01 - torch.tensor(mean, dtype=image01.dtype, device=image01.device).view(shape)) / torch.tensor(
-        std, dtype=image01.dtype, device=image01.device
-    ).view(shape)
+    return (
+        image01 - torch.tensor(mean, dtype=image01.dtype, device=image01.device).view(shape)
+    ) / torch.tensor(std, dtype=image01.dtype, device=image01.device).view(shape)

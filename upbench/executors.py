@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -34,17 +34,17 @@ class Lost:
 
 Work = Callable[[Job], Iterable[Result]]
 """What is done with a job; other processes find it by its name, so it stands at the top of a module."""
-Outcome = tuple[Job, "Result | Lost"]
+Outcomes = Generator[tuple[Job, "Result | Lost"], None, None]
 
 
-def inline(work: Work[Job, Result], jobs: Iterable[Job], workers: int = 1) -> Iterator[Outcome[Job, Result]]:
+def inline(work: Work[Job, Result], jobs: Iterable[Job], workers: int = 1) -> Outcomes[Job, Result]:
     """One job after the other in this process; what `work` keeps between jobs stays shared."""
     for job in jobs:
         for result in work(job):
             yield job, result
 
 
-def process(work: Work[Job, Result], jobs: Iterable[Job], workers: int = 2) -> Iterator[Outcome[Job, Result]]:
+def process(work: Work[Job, Result], jobs: Iterable[Job], workers: int = 2) -> Outcomes[Job, Result]:
     """Each job in a fresh process (spawned: no state of this one leaks into it), `workers` at a time."""
     waiting = list(jobs)[::-1]
     running: dict[Connection, _Worker[Job]] = {}
@@ -75,7 +75,7 @@ def process(work: Work[Job, Result], jobs: Iterable[Job], workers: int = 2) -> I
             worker.process.kill()
 
 
-def ray(work: Work[Job, Result], jobs: Iterable[Job], workers: int = 2) -> Iterator[Outcome[Job, Result]]:
+def ray(work: Work[Job, Result], jobs: Iterable[Job], workers: int = 2) -> Outcomes[Job, Result]:
     """Each job as a task of a Ray cluster: the one in `RAY_ADDRESS`, else one that is started on this
     machine.
 
@@ -89,7 +89,7 @@ def ray(work: Work[Job, Result], jobs: Iterable[Job], workers: int = 2) -> Itera
 
     started = not cluster.is_initialized()
     if started:
-        cluster.init(log_to_driver=False)
+        cluster.init(log_to_driver=False, include_dashboard=False)
     try:
         remote = cluster.remote(num_returns="streaming", max_retries=0)(_generate)
         waiting = list(jobs)[::-1]
@@ -114,7 +114,7 @@ def ray(work: Work[Job, Result], jobs: Iterable[Job], workers: int = 2) -> Itera
 _EXECUTORS = {"inline": inline, "process": process, "ray": ray}
 
 
-def find_executor(name: str) -> Callable[..., Iterator[Outcome[Any, Any]]]:
+def find_executor(name: str) -> Callable[..., Outcomes[Any, Any]]:
     """The executor of that name.
 
     Raises:

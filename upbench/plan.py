@@ -29,10 +29,12 @@ class PlannedCell:
     Attributes:
         cell: The cell.
         inputs: Fingerprints of what goes into it: while they are the same, its record holds.
+        setting: Sizes and channels that the method meets.
         skip: Why it cannot be had, in words; "" where it can.
     """
 
     cell: Cell
+    setting: Setting
     inputs: Mapping[str, Any] = field(default_factory=dict)
     skip: str = ""
 
@@ -77,11 +79,12 @@ def make_plan(config: RunConfig) -> list[PlannedCell]:
     fingerprints = {name: _fingerprints(dataset) for name, dataset in datasets.items()}
     names = dict.fromkeys(cell.backbone for cell in cells)
     backbones = {name: _look_at(name, config.preset) for name in names}
-    skips = {
-        (spec, name): _skip_method(spec, name, facts, config.preset, device)
+    settings = {
+        (spec, name): _setting(spec, name, facts, config.preset, device)
         for spec in config.methods
         for name, facts in backbones.items()
     }
+    skips = {pair: _skip_method(pair[0], setting) for pair, setting in settings.items()}
     planned = []
     for cell in cells:
         task = find_task(cell.task)()
@@ -92,8 +95,9 @@ def make_plan(config: RunConfig) -> list[PlannedCell]:
             "backbone": backbones[cell.backbone].fingerprint,
             "protocol": find_preset(cell.preset).protocol,
         }
-        skip = skips[cell.method, cell.backbone] or task.skip_reason(datasets[cell.dataset]) or ""
-        planned.append(PlannedCell(cell, inputs, skip))
+        pair = (cell.method, cell.backbone)
+        skip = skips[pair] or task.skip_reason(datasets[cell.dataset]) or ""
+        planned.append(PlannedCell(cell, settings[pair], inputs, skip))
     return planned
 
 
@@ -110,11 +114,6 @@ def make_task(name: str) -> Task:
 def build_method(spec: MethodSpec, channels: int, device: str = "cpu") -> Upsampler:
     """The method of a table's row, with its weights, for features of C channels."""
     return load_method(spec.name, weights=spec.weights, channels=channels, device=device, **spec.options)
-
-
-def setting_of(cell: Cell, facts: BackboneFacts) -> Setting:
-    """What the method is asked to do in a cell."""
-    return _setting(cell.method, cell.backbone, facts, cell.preset, cell.device)
 
 
 def _setting(spec: MethodSpec, backbone: str, facts: BackboneFacts, preset: str, device: str) -> Setting:
@@ -184,17 +183,17 @@ def _look_at(name: str, preset: str) -> BackboneFacts:
     )
 
 
-def _skip_method(spec: MethodSpec, backbone: str, facts: BackboneFacts, preset: str, device: str) -> str:
+def _skip_method(spec: MethodSpec, setting: Setting) -> str:
     """Why a method cannot run on a backbone, or "" after its weights were loaded for a test.
 
     Raises:
         UpbenchError: A checkpoint that is corrupt or of another size.
     """
     cls = find_method(spec.name)
-    reason = cls.skip_reason(_setting(spec, backbone, facts, preset, device))
+    reason = cls.skip_reason(setting)
     if reason is None:
         try:
-            build_method(spec, facts.channels)
+            build_method(spec, setting.channels)
         except UpbenchError:
             raise
         except Exception:  # a fault of the method's own: its cells fail, each with the traceback

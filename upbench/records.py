@@ -39,7 +39,9 @@ class Record:
         metrics: Split -> metric -> values, one per seed, in the metric's unit.
         per_image: Split -> {"names": images, "values": one list per seed}, of the task's primary metric; nan
             where an image has no value.
-        columns: Name, title, direction and unit of each metric, the primary one first.
+        about: Title, paper, year and licence of the method.
+        columns: Name, title, direction and unit of each metric and whether it stands in every table
+            (`main`); the primary one first.
         cost: Device -> what `upbench.cost` measured; see there.
         inputs: Fingerprints of what went in (weights, dataset, backbone, source files): a record is kept on
             resume while they are the same.
@@ -57,6 +59,7 @@ class Record:
     traceback: str = ""
     metrics: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     per_image: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
     columns: Sequence[Mapping[str, Any]] = ()
     cost: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     inputs: Mapping[str, Any] = field(default_factory=dict)
@@ -215,11 +218,11 @@ def read_records(path: str | Path | Iterable[str | Path]) -> pd.DataFrame:
 def frame(records: Iterable[Record]) -> pd.DataFrame:
     """Records as a table, one row a cell.
 
-    Columns: the cell (`method`, `label`, `weights`, `options`, `task`, `backbone`, `dataset`, `preset`,
-    `seeds`, `limit`, `device`, `dtype`, `probe`, `key`), `protocol`, `status`, `reason`, then for each metric
-    of the first split `NAME` (mean over seeds) and `NAME_std`, for other splits `SPLIT/NAME` and
+    Columns: the cell (`method`, `label`, `title`, `weights`, `options`, `camera`, `task`, `backbone`,
+    `dataset`, `preset`, `seeds`, `limit`, `device`, `dtype`, `probe`, `key`), `protocol`, `status`, `reason`,
+    then for each metric of the first split `NAME` (mean over seeds) and `NAME_std`, for other splits `SPLIT/NAME` and
     `SPLIT/NAME_std`, for each device's cost `DEVICE/NAME`, and, as objects, `splits`, `columns`, `per_image`,
-    `cost`, `environment`, `warnings`. What a cell has not is nan or None.
+    `cost`, `inputs`, `environment`, `warnings`. What a cell has not is nan or None.
     """
     import pandas as pd
 
@@ -231,8 +234,12 @@ def _row(record: Record) -> Iterator[tuple[str, Any]]:
     yield from (
         ("method", cell.method.name),
         ("label", cell.method.title),
+        ("title", record.about.get("title") or cell.method.name),
+        ("year", record.about.get("year")),
+        ("paper", record.about.get("paper", "")),
         ("weights", cell.method.weights),
         ("options", json.dumps(dict(cell.method.options), sort_keys=True)),
+        ("camera", cell.method.camera),
         ("task", cell.task),
         ("backbone", cell.backbone),
         ("dataset", cell.dataset),
@@ -262,7 +269,7 @@ def _row(record: Record) -> Iterator[tuple[str, Any]]:
             (f"{device}/{name}", value) for name, value in cost.items() if isinstance(value, (int, float))
         )
     yield "splits", list(record.metrics)
-    for name in ("columns", "per_image", "cost", "environment", "warnings"):
+    for name in ("columns", "per_image", "cost", "inputs", "environment", "warnings"):
         yield name, getattr(record, name)
 
 

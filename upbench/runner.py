@@ -7,18 +7,19 @@ the run goes on; Ctrl-C and `kill -9` lose at most the cells in flight.
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from upbench.cache import replacing
 from upbench.config import RunConfig
 from upbench.errors import UpbenchError
 from upbench.executors import Lost, find_executor
 from upbench.progress import bar, duration, say
-from upbench.records import FOLDER, Record, Spread, read_record, write_record
+from upbench.records import FOLDER, Record, Spread, read_record, write_json, write_record
 
 if TYPE_CHECKING:
     from upbench.plan import PlannedCell
@@ -61,6 +62,7 @@ def run(config: RunConfig, debug: bool = False) -> list[Record]:
             record = worker.skipped(planned)
             write_record(folder, record)
             records[record.cell.key] = record
+    costs = _costs(pending, config, Path(config.out).expanduser() / "cost")
     jobs = _jobs(pending, config, debug)
     try:
         with (
@@ -72,6 +74,7 @@ def run(config: RunConfig, debug: bool = False) -> list[Record]:
                     [outcome] if isinstance(outcome, Record) else list(_lost(worker, job, outcome, records))
                 )
                 for record in done:
+                    record = _with_cost(record, costs[record.cell.key])
                     write_record(folder, record)
                     records[record.cell.key] = record
                     progress.advance()
@@ -195,6 +198,58 @@ def _jobs(pending: Sequence[PlannedCell], config: RunConfig, debug: bool) -> lis
 
     groups = itertools.groupby(pending, key=lambda p: (p.cell.backbone, p.cell.dataset, p.cell.method))
     return [Job(tuple(cells), tuple(config.plugins), debug) for _, cells in groups]
+
+
+def _costs(pending: Sequence[PlannedCell], config: RunConfig, folder: Path) -> dict[str, dict[str, Any]]:
+    """What the method of each cell costs on each device, by the cell's key.
+
+    Measured before the cells, one at a time, with nothing beside it; once per method and configuration.
+    """
+    from upbench.work import CostJob, cost_key, measure_cost
+
+    names: dict[str, dict[str, str]] = {}
+    jobs: dict[str, CostJob] = {}
+    for planned in pending:
+        devices = dict.fromkeys(("cpu", planned.cell.device))
+        names[planned.cell.key] = {device: cost_key(planned, device) for device in devices}
+        for device, name in names[planned.cell.key].items():
+            jobs.setdefault(name, CostJob(planned, device, name, tuple(config.plugins)))
+    found = (
+        {} if config.force else {name: read for name in jobs if (read := _read_cost(folder / f"{name}.json"))}
+    )
+    missing = [job for name, job in jobs.items() if name not in found]
+    if missing:
+        folder.mkdir(parents=True, exist_ok=True)
+        execute = find_executor(config.executor)
+        with (
+            bar("cost", total=len(missing)) as progress,
+            closing(execute(measure_cost, missing, 1)) as outcomes,
+        ):
+            for job, outcome in outcomes:
+                result = {"error": outcome.reason} if isinstance(outcome, Lost) else outcome
+                found[job.key] = result
+                if "error" in result:
+                    say(f"cost of {job.planned.cell.method.title} on {job.device}: {result['error']}")
+                else:
+                    write_json(folder / f"{job.key}.json", result)
+                progress.advance()
+    return {key: {device: found[name] for device, name in of_cell.items()} for key, of_cell in names.items()}
+
+
+def _read_cost(path: Path) -> dict[str, Any] | None:
+    """A measurement from before; None where there is none, or it is damaged."""
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return read if isinstance(read, dict) else None
+
+
+def _with_cost(record: Record, costs: dict[str, dict[str, Any]]) -> Record:
+    """The record with its method's cost, and with what could not be measured among the warnings."""
+    notes = [f"cost on {device}: {cost['error']}" for device, cost in costs.items() if "error" in cost]
+    measured = {device: cost for device, cost in costs.items() if "error" not in cost}
+    return replace(record, cost=measured, warnings=[*record.warnings, *notes])
 
 
 def _lost(worker: Worker, job: Job, lost: Lost, records: dict[str, Record]) -> Iterator[Record]:

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from upbench import backbones, environment, features
-from upbench.base import Camera, Metric, Task, Upsampler
+from upbench import backbones, cost, environment, features
+from upbench.base import Camera, Task, Upsampler
 from upbench.config import Cell
 from upbench.datasets.base import Dataset, Sample
 from upbench.errors import UpbenchError
@@ -28,7 +28,7 @@ from upbench.probes import evaluate, train_probe, training_steps
 from upbench.progress import bar
 from upbench.protocol import Preset, ProbeConfig, find_preset
 from upbench.records import Record
-from upbench.registry import load_plugin_files, open_dataset
+from upbench.registry import find_method, load_plugin_files, open_dataset
 from upbench.upsampled import Upsampled
 
 T = TypeVar("T")
@@ -157,10 +157,9 @@ class Worker:
         try:
             outcome = {"status": "ok", **self._measure(planned.cell)}
         except Exception as error:
-            text = " ".join(str(error).split())
             outcome = {
                 "status": "failed",
-                "reason": text if isinstance(error, UpbenchError) else f"{type(error).__name__}: {text}",
+                "reason": describe_error(error),
                 "traceback": traceback.format_exc(),
             }
             if debug:
@@ -176,12 +175,13 @@ class Worker:
         return Record(
             cell,
             **outcome,
+            about=about(cell.method.name),
             columns=columns(task),
             inputs=planned.inputs,
             protocol=protocol_of(cell, task),
             environment=environment.describe(cell.device),
             warnings=warnings_of(cell),
-            started=started.isoformat(timespec="seconds"),
+            started=started.isoformat(timespec="milliseconds"),
             seconds=round(seconds, 3),
         )
 
@@ -206,6 +206,51 @@ class Worker:
                     scores = per_image.setdefault(split, {"names": list(result.names), "values": []})
                     scores["values"].append([float(value) for value in result.per_image])
         return {"metrics": metrics, "per_image": per_image}
+
+
+@dataclass(frozen=True)
+class CostJob:
+    """A measurement of a method's cost, for all cells that share it.
+
+    Attributes:
+        planned: One of these cells.
+        device: "cpu" or "cuda".
+        key: Name of the measurement.
+        plugins: Files to load first.
+    """
+
+    planned: PlannedCell
+    device: str
+    key: str
+    plugins: Sequence[str] = ()
+
+
+def cost_key(planned: PlannedCell, device: str) -> str:
+    """Name of the measurement of a cell's method on a device."""
+    cell, options = planned.cell, dict(planned.cell.method.options)
+    options["weights"] = planned.inputs["weights"]["sha256"]  # a checkpoint decides on sizes, too
+    return cost.cost_key(cell.method.name, options, **_sizes(planned), device=device, dtype=cell.dtype)
+
+
+def measure_cost(job: CostJob) -> Iterator[dict[str, Any]]:
+    """What a method costs, or {"error": why that cannot be told}."""
+    load_plugin_files(job.plugins)
+    cell = job.planned.cell
+    try:
+        method = build_method(cell.method, job.planned.setting.channels)
+        yield cost.measure(method, **_sizes(job.planned), device=job.device, dtype=cell.dtype).to_dict()
+    except Exception as error:
+        yield {"error": describe_error(error)}
+
+
+def _sizes(planned: PlannedCell) -> dict[str, Any]:
+    setting = planned.setting
+    return {
+        "channels": setting.channels,
+        "image_size": setting.image_size,
+        "feature_size": setting.feature_size,
+        "output_size": setting.output_size,
+    }
 
 
 class Samples(Sequence[Sample]):
@@ -262,6 +307,12 @@ def in_dtype(method: Upsampler, dtype: torch.dtype) -> Upsampler:
     return method if dtype == torch.float32 else _InDtype(method, dtype).eval()
 
 
+def describe_error(error: BaseException) -> str:
+    """An error in one line; its type where it was not foreseen."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UpbenchError) else f"{type(error).__name__}: {text}"
+
+
 def probe_config(cell: Cell, task: Task) -> ProbeConfig:
     """How a cell's probe is trained: the preset's settings, then the task's, then the user's."""
     return find_preset(cell.preset).probe_for({**getattr(task, "probe", {}), **cell.probe})
@@ -279,14 +330,18 @@ def protocol_of(cell: Cell, task: Task) -> dict[str, Any]:
     }
 
 
+def about(method: str) -> dict[str, Any]:
+    """What a table says about a method beside its numbers."""
+    cls = find_method(method)
+    return {"title": cls.title or method, "paper": cls.paper, "year": cls.year, "licence": cls.licence}
+
+
 def columns(task: Task) -> list[Mapping[str, Any]]:
     """A task's metrics as records hold them, the primary one first."""
 
-    def column(metric: Metric) -> dict[str, Any]:
-        return {**vars(metric), "task_title": task.title or task.name}
-
     ordered = sorted(task.metrics, key=lambda metric: metric.name != task.primary)
-    return [column(metric) for metric in ordered]
+    main = {task.primary, *(task.headline or [metric.name for metric in ordered[:2]])}
+    return [{**vars(metric), "main": metric.name in main} for metric in ordered]
 
 
 def warnings_of(cell: Cell) -> list[str]:
