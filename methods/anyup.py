@@ -14,6 +14,7 @@ from upbench.base import Camera, Upsampler
 from upbench.errors import UpbenchError
 from upbench.ops.window import WindowOperator, window_attention, window_operator
 from upbench.ops.windows import fraction_table
+from upbench.weights import Weights
 
 HEADS = 4
 GROUPS = 8
@@ -31,6 +32,7 @@ _OFFICIAL = {
     "cross_decode.cross_attn.attention.out_proj.": "attention.output.",
     "rope.freqs": "position.frequencies",
 }
+_RELEASES = "https://github.com/wimmerth/anyup/releases/download"
 _IN_PROJECTION = "cross_decode.cross_attn.attention.in_proj_"
 
 
@@ -52,6 +54,20 @@ class AnyUp(Upsampler):
     year = 2025
     licence = "CC-BY-4.0"
     trainable = True
+    weights = {
+        "paper": Weights(
+            f"{_RELEASES}/checkpoint/anyup_paper.pth",
+            sha256="9d035c0f27114a6f32bdd3d8ed93b6cd39dad4b8f8bf94e69fddbfbf022901b2",
+            licence="CC-BY-4.0",
+            notes="official release, as in the paper",
+        ),
+        "multi_backbone": Weights(
+            f"{_RELEASES}/checkpoint_v2/anyup_multi_backbone.pth",
+            sha256="b6cc407da8986c7e5c9098e61f7531767a9aca8fff20a1bc6c99d488e61aac59",
+            licence="CC-BY-4.0",
+            notes="official release, trained on features of several backbones",
+        ),
+    }
 
     def __init__(
         self, channels: int = 384, *, dim: int = 128, filter_size: int = 5, window_ratio: float = 0.1

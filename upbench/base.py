@@ -201,7 +201,10 @@ class Upsampler(nn.Module, Registered):
 
     @classmethod
     def options_from(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Constructor options (and `channels`, where it matters) that a checkpoint's tensors imply."""
+        """Constructor options (and `channels`, where it matters) that a checkpoint's tensors imply.
+
+        Args: state: The tensors as `convert_state` named them.
+        """
         return {}
 
     @classmethod
