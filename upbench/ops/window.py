@@ -119,7 +119,8 @@ class WindowOperator(Operator):
         b, g, c, h, w = values.shape
         cells = values.permute(0, 3, 4, 1, 2).reshape(b, h, w, g * c)
         # The groups' sum is part of the product: [K, groups * cells] x [groups * cells, pixels].
-        tiles = _gather(cells, self.rows, self.cols, 0, self.rows.count, g).view(-1, self.weights.shape[3], c)
+        tiles = _gather(cells, self.rows, self.cols, 0, self.rows.count, g)
+        tiles = tiles.reshape(-1, self.weights.shape[3], c)
         dense = torch.bmm(tiles.transpose(1, 2), self.weights.to(values.dtype).flatten(0, 2))
         return _join(dense, self.rows, self.cols, 0, self.rows.count, b)
 
@@ -202,7 +203,7 @@ def _torch_backend(
         return _join(dense, queries.rows, queries.cols, first, last, b)
 
     if tracked:  # everything is kept for the backward pass anyway
-        return strip(0, queries.rows.count)
+        return strip(0, queries.rows.count).contiguous()
     out = v.new_empty(b, channels, queries.rows.length, queries.cols.length)
     for first, last in queries.strips(memory_budget, channels):
         start, stop = queries.rows.span(first, last)
@@ -272,7 +273,7 @@ def _split(x: Tensor, rows: Tiling, cols: Tiling, first: int, last: int, heads: 
 
 def _join(tiles: Tensor, rows: Tiling, cols: Tiling, first: int, last: int, b: int) -> Tensor:
     """The inverse of `_split`, without the pixels outside of the axes: `[B, C, stop - start, W]`."""
-    tiles = tiles.view(b, last - first, cols.count, -1, rows.size, cols.size).permute(0, 3, 1, 4, 2, 5)
+    tiles = tiles.reshape(b, last - first, cols.count, -1, rows.size, cols.size).permute(0, 3, 1, 4, 2, 5)
     strip = tiles.reshape(b, int(tiles.shape[1]), (last - first) * rows.size, cols.count * cols.size)
     (top, bottom), (left, right) = rows.padding(first, last), cols.padding(0, cols.count)
     return strip[:, :, top : strip.shape[2] - bottom, left : strip.shape[3] - right]
@@ -294,7 +295,7 @@ def _bias(rows: Tiling, cols: Tiling, first: int, last: int) -> Tensor | None:
         return None
     parts = []
     for tiles in (rows, cols):
-        zero = tiles.cells.new_zeros((tiles.count, tiles.size, tiles.window), dtype=torch.float32)
+        zero = tiles.cells.new_zeros((tiles.count, tiles.size, tiles.window), dtype=torch.float64)
         parts.append(zero if tiles.bias is None else tiles.bias)
     r = parts[0][first:last].transpose(1, 2)[:, None, :, None, :, None]  # [R, 1, Kr, 1, n, 1]
     c = parts[1].transpose(1, 2)[None, :, None, :, None, :]  # [1, T, 1, Kc, 1, m]

@@ -92,7 +92,7 @@ class Tiling:
         size: Positions per tile, n.
         before: Positions of the first tile that lie before the axis.
         cells: `[T, K]` int64, the low-resolution cells of each tile.
-        bias: `[T, n, K]` float32, log of how often a position lists a cell (-inf: never); None where all are
+        bias: `[T, n, K]` float64, log of how often a position lists a cell (-inf: never); None where all are
             once.
     """
 
@@ -209,4 +209,4 @@ def _cut(counts: np.ndarray, size: int, before: int) -> tuple[np.ndarray, np.nda
     if (times == 1).all():
         return cells, None
     with np.errstate(divide="ignore"):
-        return cells, np.log(times.astype(np.float32))
+        return cells, np.log(times)

@@ -1,0 +1,54 @@
+"""SeparableOperator: two matrices as an operator."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from upbench.errors import UpbenchError
+from upbench.ops.operator import project
+from upbench.ops.separable import SeparableOperator
+
+
+def _bilinear(size: int, cells: int) -> Tensor:
+    """`[size, cells]` weights: what the resize makes of unit vectors."""
+    return F.interpolate(torch.eye(cells).unsqueeze(0), size, mode="linear")[0].T
+
+
+@pytest.fixture
+def operator() -> SeparableOperator:
+    return SeparableOperator(_bilinear(19, 5), _bilinear(12, 7))
+
+
+def test_equals_the_resize_and_commutes_with_a_probe(operator: SeparableOperator) -> None:
+    features, weight = torch.randn(2, 6, 5, 7), torch.randn(3, 6, requires_grad=True)
+    dense = F.interpolate(features, (19, 12), mode="bilinear")
+    for groups in (1, 2):
+        low = project(weight, features, groups)
+        torch.testing.assert_close(operator(low), F.conv2d(dense, weight[:, :, None, None]))
+    assert operator.output_size == (19, 12)
+    (gradient,) = torch.autograd.grad(operator(project(weight, features, 1)).sum(), weight)
+    torch.testing.assert_close(gradient, dense.sum((0, 2, 3)).expand(3, 6))
+
+
+def test_crop_is_a_slice(operator: SeparableOperator) -> None:
+    values = torch.randn(1, 1, 4, 5, 7)
+    crop = operator.crop(slice(3, 11), slice(5, None))
+    assert crop.output_size == (8, 7)
+    torch.testing.assert_close(crop(values), operator(values)[:, :, 3:11, 5:])
+    assert crop.rows.data_ptr() > operator.rows.data_ptr()  # a view
+
+
+def test_storage(operator: SeparableOperator) -> None:
+    half = operator.to(dtype=torch.float16)
+    assert operator.nbytes() == 4 * (19 * 5 + 12 * 7) == 2 * half.nbytes()
+    values = torch.randn(1, 1, 4, 5, 7)
+    assert half(values).dtype == torch.float32
+    torch.testing.assert_close(half(values), operator(values), rtol=0, atol=1e-2)
+
+
+def test_refuses_what_is_no_matrix() -> None:
+    with pytest.raises(UpbenchError, match="rows of a separable operator"):
+        SeparableOperator(torch.zeros(3), torch.zeros(3, 3))

@@ -1,0 +1,276 @@
+"""Windowed attention: against a plain gather, as an operator, and its tables against their definitions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from upbench.errors import UpbenchError
+from upbench.ops.operator import project
+from upbench.ops.window import BACKENDS, WindowOperator, window_attention, window_operator
+from upbench.ops.windows import fraction_table, nearest_exact, neighbourhood, neighbourhood_table, tiling
+
+fuzz = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+CPU = torch.device("cpu")
+
+
+@st.composite
+def tables(draw: st.DrawFn, size: int, cells: int) -> Tensor:
+    """A row or column table: of the methods, or any."""
+    kind = draw(st.sampled_from(["neighbourhood", "fraction", "any"]))
+    if kind == "neighbourhood":
+        return neighbourhood_table(size, cells, draw(st.integers(1, 7)))
+    if kind == "fraction":
+        return fraction_table(size, cells, draw(st.sampled_from([0.05, 0.1, 0.34])))
+    width = draw(st.integers(1, 4))
+    entry = st.lists(st.integers(-1, cells - 1), min_size=width, max_size=width).filter(lambda e: max(e) >= 0)
+    return torch.tensor(draw(st.lists(entry, min_size=size, max_size=size)))
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> dict[str, Any]:
+    """Arguments of `window_attention` in float64."""
+    h, w, height, width = (draw(st.integers(1, n)) for n in (6, 6, 17, 17))
+    heads, batch = draw(st.sampled_from([1, 2, 4])), draw(st.integers(1, 2))
+    average = draw(st.booleans())
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    channels = draw(st.integers(1, 5)) if average else heads * draw(st.integers(1, 3))
+    q, k = normal(batch, 2 * heads, height, width), normal(batch, 2 * heads, h, w)
+    if draw(st.booleans()):
+        q = q.contiguous(memory_format=torch.channels_last)
+    return {
+        "q": q,
+        "k": 3 * k,
+        "v": normal(batch, channels, h, w),
+        "rows": draw(tables(height, h)),
+        "cols": draw(tables(width, w)),
+        "heads": heads,
+        "average_heads": average,
+    }
+
+
+@fuzz
+@given(problems(), st.sampled_from([None, 1, 20_000]))
+def test_torch_backend_equals_a_plain_gather(problem: dict[str, Any], budget: int | None) -> None:
+    result = window_attention(**problem, backend="torch", memory_budget=budget)
+    expected = window_attention(**problem, backend="reference")
+    assert result.is_contiguous()
+    torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-9)
+
+
+@fuzz
+@given(problems())
+def test_gradients_equal_those_of_a_plain_gather(problem: dict[str, Any]) -> None:
+    inputs = [problem[name].requires_grad_() for name in ("q", "k", "v")]
+    outputs = [window_attention(**problem, backend=backend) for backend in ("torch", "reference")]
+    weight = torch.randn_like(outputs[0])
+    ours, plain = (torch.autograd.grad(out, inputs, weight) for out in outputs)
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def _operator(problem: dict[str, Any]) -> WindowOperator:
+    return window_operator(**{name: value for name, value in problem.items() if name != "v"})
+
+
+@fuzz
+@given(problems(), st.integers(1, 5), st.data())
+def test_a_probe_commutes_with_the_operator(
+    problem: dict[str, Any], classes: int, data: st.DataObject
+) -> None:
+    """Projected first, then upsampled: same values and same gradient of the probe; a crop is a slice."""
+    operator = _operator(problem)
+    height, width = problem["q"].shape[2:]
+    weight = torch.randn(classes, problem["v"].shape[1], dtype=torch.float64, requires_grad=True)
+    dense = F.conv2d(window_attention(**problem), weight[:, :, None, None])
+    values = project(weight, problem["v"], operator.groups)
+    upsampled = operator(values)
+    torch.testing.assert_close(upsampled, dense, rtol=1e-9, atol=1e-9)
+
+    top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    rows = slice(top, data.draw(st.integers(top + 1, height)))
+    cols = slice(left, data.draw(st.integers(left + 1, width)))
+    crop = operator.crop(rows, cols)
+    assert crop.output_size == (rows.stop - rows.start, cols.stop - cols.start)
+    torch.testing.assert_close(crop(values), dense[:, :, rows, cols], rtol=1e-9, atol=1e-9)
+    inner = crop.crop(slice(0, 1), slice(crop.output_size[1] - 1, None))
+    last = slice(cols.stop - 1, cols.stop)
+    torch.testing.assert_close(inner(values), dense[:, :, rows, cols][:, :, :1, -1:], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(inner(values), dense[:, :, top : top + 1, last], rtol=1e-9, atol=1e-9)
+
+    out = torch.randn_like(crop(values))
+    (ours,) = torch.autograd.grad(crop(values), weight, out)
+    (plain,) = torch.autograd.grad(dense[:, :, rows, cols], weight, out)
+    torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9)
+
+
+def _example(dtype: torch.dtype = torch.float32, average: bool = False) -> dict[str, Any]:
+    table = fraction_table if average else neighbourhood_table
+    window = 0.1 if average else 6
+    return {
+        "q": torch.randn(1, 16, 28, 40, dtype=dtype),
+        "k": torch.randn(1, 16, 7, 9, dtype=dtype),
+        "v": torch.randn(1, 8, 7, 9, dtype=dtype),
+        "rows": table(28, 7, window),
+        "cols": table(40, 9, window),
+        "heads": 4,
+        "average_heads": average,
+    }
+
+
+def test_half_precision_operator_is_half_as_large_and_close() -> None:
+    problem = _example()
+    operator = _operator(problem)
+    half = operator.to(dtype=torch.float16)
+    assert 2 * half.nbytes() == operator.nbytes() == operator.weights.numel() * 4
+    values = torch.randn(1, 4, 3, 7, 9)
+    result = half(values)
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result, operator(values), rtol=0, atol=5e-3)
+
+
+def test_a_crop_shares_memory_with_the_whole() -> None:
+    operator = _operator(_example())
+    crop = operator.crop(slice(5, 20), slice(3, 30))
+    assert crop.weights.untyped_storage().data_ptr() == operator.weights.untyped_storage().data_ptr()
+    assert crop.nbytes() < operator.nbytes()
+
+
+@pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision(dtype: torch.dtype, average: bool) -> None:
+    problem = _example(average=average)
+    expected = window_attention(**problem)
+    low = {n: v.to(dtype) if n in "qkv" else v for n, v in problem.items()}
+    result = window_attention(**low)
+    assert result.dtype == dtype
+    torch.testing.assert_close(result.float(), expected, rtol=0, atol=0.06)
+
+
+def test_mixed_precision_keeps_the_dtype_of_the_values() -> None:
+    problem = _example()
+    problem["q"], problem["k"] = problem["q"].bfloat16(), problem["k"].bfloat16()
+    assert window_attention(**problem).dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        problem["v"].requires_grad_()
+        assert window_attention(**problem).dtype == torch.float32
+
+
+def test_constant_values_stay_constant() -> None:
+    problem = _example(average=True)
+    problem["v"] = torch.full_like(problem["v"], 2.5)
+    torch.testing.assert_close(window_attention(**problem), torch.full((1, 8, 28, 40), 2.5))
+
+
+def test_tables_cached_under_inference_mode_serve_training() -> None:
+    problem = _example(average=True)
+    with torch.inference_mode():
+        window_attention(**problem)
+    problem["q"].requires_grad_()
+    window_attention(**problem).sum().backward()
+    assert problem["q"].grad is not None
+
+
+def _interval(size: int, kernel: int, dilation: int, i: int) -> list[int]:
+    """NATTEN's neighbours of position i, from its definition by groups."""
+    group = [j for j in range(size) if j % dilation == i % dilation]
+    place = group.index(i)
+    start = place - kernel // 2
+    start = min(max(start, 0), len(group) - kernel)
+    return group[start : start + kernel]
+
+
+@fuzz
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 8))
+def test_neighbourhood_definition(size: int, kernel: int, dilation: int) -> None:
+    if dilation > size:
+        with pytest.raises(UpbenchError, match="dilation"):
+            neighbourhood(size, kernel, dilation)
+        return
+    table = neighbourhood(size, kernel, dilation)
+    shorter = min(kernel, size // dilation)
+    assert table.tolist() == [_interval(size, shorter, dilation, i) for i in range(size)]
+
+
+def test_nearest_exact_is_the_librarys_but_for_ties() -> None:
+    """The library's own kernels disagree at ties; elsewhere they are one."""
+    ties = 0
+    for size in range(1, 70):
+        for cells in range(1, 40):
+            place = torch.arange(cells, dtype=torch.float32).view(1, 1, 1, -1)
+            expected = F.interpolate(place, (1, size), mode="nearest-exact").view(-1).numpy()
+            other = np.flatnonzero(nearest_exact(size, cells) != expected)
+            assert ((2 * other + 1) * cells % (2 * size) == 0).all(), (size, cells)
+            ties += len(other)
+    assert ties < 50
+
+
+def test_nearest_exact_rounds_in_float32() -> None:
+    """Position 18 of 37 over 6 cells is 3 exactly; the float32 product falls below it, here and there."""
+    place = torch.arange(6.0).view(1, 1, 1, -1).expand(1, 8, 2, 6).contiguous()
+    assert F.interpolate(place, (2, 37), mode="nearest-exact")[0, 0, 0, 18] == 2
+    assert nearest_exact(37, 6)[18] == 2
+
+
+def test_fraction_table_rounds_in_float32() -> None:
+    """The same cells as float32 tensor arithmetic, and others than float64 would give."""
+    differs = False
+    for size, cells in [(40, 16), (30, 12), (448, 32), (50, 9), (60, 30), (7, 20)]:
+        table = fraction_table(size, cells, 0.1)
+        bounds = []
+        for dtype in (torch.float32, torch.float64):
+            place = (torch.arange(size, dtype=dtype) + 0.5) / size
+            low = ((place - 0.1).clamp(0, 1) * cells).floor().long()
+            high = ((place + 0.1).clamp(0, 1) * cells).ceil().long()
+            bounds.append([list(range(a, b)) for a, b in zip(low.tolist(), high.tolist(), strict=True)])
+        assert [[c for c in row if c >= 0] for row in table.tolist()] == bounds[0]
+        differs |= bounds[0] != bounds[1]
+    assert differs
+
+
+def test_tiles_follow_the_cells() -> None:
+    """The cuts that the products' cost rests on: one tile per cell, no bias where the ratio is whole."""
+    ray = tiling(neighbourhood_table(448, 32, 6), 32, CPU)
+    assert (ray.size, ray.before, ray.window, ray.bias) == (14, 0, 6, None)
+    any_up = tiling(fraction_table(448, 32, 0.1), 32, CPU)
+    assert (any_up.size, any_up.window) == (14, 8)
+
+
+def test_refusals() -> None:
+    problem = _example()
+    with pytest.raises(UpbenchError, match=r"did you mean 'reference'"):
+        window_attention(**problem, backend="referense")
+    for change, message in (
+        ({"heads": 3}, "cannot be split"),
+        ({"v": torch.randn(1, 9, 7, 9)}, "9 value channels"),
+        ({"v": torch.randn(1, 8, 7, 8)}, "do not lie on the grid"),
+        ({"k": torch.randn(1, 12, 7, 9)}, "share batch and channels"),
+        ({"rows": problem["cols"]}, "row table"),
+        ({"rows": problem["rows"] + 5}, "outside of its 7 cells"),
+        ({"rows": torch.full((28, 2), -1)}, "position 0 sees no cell"),
+    ):
+        with pytest.raises(UpbenchError, match=message):
+            window_attention(**{**problem, **change})
+    with pytest.raises(UpbenchError, match=r"operator takes \[B, 4"):
+        _operator(problem)(torch.randn(1, 2, 3, 7, 9))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])
+@pytest.mark.parametrize("average", [False, True])
+def test_gpu(backend: str, average: bool) -> None:
+    problem = _example(average=average)
+    expected = window_attention(**problem)
+    there = {n: v.cuda() if isinstance(v, Tensor) else v for n, v in problem.items()}
+    torch.testing.assert_close(window_attention(**there, backend=backend).cpu(), expected, rtol=0, atol=2e-2)
