@@ -6,7 +6,9 @@ import importlib.util
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import save
 
 from upbench.backbones import RECOMMENDED, Backbone, list_backbones, load_backbone
 from upbench.errors import UpbenchError
@@ -250,16 +253,58 @@ def test_no_pretrained_weights():
         load_backbone("test_vit_relpos")
 
 
-def test_no_network_is_one_line_at_once(tmp_path: Path):
-    """A hub that refuses connections; in a process of its own, as the hub's client reads its address once."""
-    code = "import upbench; upbench.load_backbone('vit_tiny_patch16_224.augreg_in21k')"
-    proxies = {"http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"}
-    env = {key: value for key, value in os.environ.items() if key not in proxies}
-    env |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
-    env.pop("HF_HUB_OFFLINE", None)
-    result = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120
+class Hub(BaseHTTPRequestHandler):
+    """A model hub with one file: weights of timm's `test_vit.r160_in1k`."""
+
+    path_of_file = "/timm/test_vit.r160_in1k/resolve/main/model.safetensors"
+    content = b""
+
+    def do_HEAD(self) -> None:
+        if self.path not in ("/", self.path_of_file):
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("ETag", '"0123456789abcdef"')
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("Content-Length", str(len(self.content)))
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        self.wfile.write(self.content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def hub_client(code: str, endpoint: str, home: Path) -> subprocess.CompletedProcess[str]:
+    """Runs code in a process of its own: the hub's client reads its address once."""
+    proxies = ("http_proxy", "https_proxy", "all_proxy")
+    drop = {*proxies, *(name.upper() for name in proxies), "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_TOKEN"}
+    env = {key: value for key, value in os.environ.items() if key not in drop}
+    env |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+
+
+def test_timm_weights_come_from_the_hub(tmp_path: Path):
+    weights = timm.create_model("test_vit").state_dict()
+    weights["norm.bias"].fill_(7.0)
+    Hub.content = save(weights)
+    code = (
+        "import torch, upbench\n"
+        "b = upbench.load_backbone('test_vit.r160_in1k')\n"
+        "print(float(b.model.norm.bias.mean()), b.info.source)"
     )
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        first = hub_client(code, f"http://127.0.0.1:{server.server_address[1]}", tmp_path)
+        server.shutdown()
+    assert first.stdout.strip() == "7.0 timm, hf-hub:timm/test_vit.r160_in1k", first.stderr
+
+
+def test_no_network_is_one_line_at_once(tmp_path: Path):
+    code = "import upbench; upbench.load_backbone('vit_tiny_patch16_224.augreg_in21k')"
+    result = hub_client(code, "http://127.0.0.1:9", tmp_path)
     last = result.stderr.strip().splitlines()[-1]
     assert result.returncode == 1
     assert "could not download the weights of backbone 'vit_tiny_patch16_224.augreg_in21k'" in last
