@@ -16,6 +16,8 @@ MIN_DEPTH, MAX_DEPTH = 1e-3, 10.0
 FLOOR = 0.1
 """Added to every bin's activation, so that no pixel is without a depth and no gradient is divided by 0."""
 
+_PIECE = 2**18  # elements
+
 SIGLOSS_WEIGHT, GRADIENT_WEIGHT = 10.0, 0.5
 VARIANCE_FOCUS = 0.85
 SCALES = 4
@@ -45,6 +47,7 @@ class Depth(Task):
         Metric("rmse_edge", "Edge RMSE", higher_is_better=False, unit="m"),
     )
     primary = "rmse"
+    headline = ("rmse", "delta1", "rmse_edge")
 
     def probe_channels(self, dataset: Dataset) -> int:
         """One per bin."""
@@ -98,27 +101,31 @@ class _BinAverage(torch.autograd.Function):
     """sum_k r_k b_k / sum_k r_k with r = relu(z) + FLOOR, in as few passes over z as there can be.
 
     The probe's output at K = 256 is the largest tensor of the training. Written out, the formula keeps
-    four copies of it for the backward pass and walks through ten; this keeps z alone: one clamp and one
-    product forwards, one product and one mask backwards.
+    four copies of it for the backward pass and walks through ten. This keeps z alone, works through it in
+    pieces that stay in a processor's cache, and masks the gradient in place.
     """
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, centres: Tensor) -> Tensor:
         b, k, h, w = z.shape
         basis = torch.stack([centres, torch.ones_like(centres)])
-        active = z.clamp(min=0).reshape(b, k, h * w)
-        sums = basis @ active + FLOOR * basis.sum(1, keepdim=True)
-        total = sums[:, 1]
-        depth = sums[:, 0] / total
-        ctx.save_for_backward(z, basis, depth, total)
-        return depth.reshape(b, h, w)
+        sums = z.new_empty(b, 2, h, w)
+        rows = max(1, _PIECE // (k * w))
+        for image, out in zip(z, sums, strict=True):
+            for top in range(0, h, rows):
+                active = image[:, top : top + rows].clamp(min=0)
+                out[:, top : top + rows] = (basis @ active.flatten(1)).view(2, -1, w)
+        sums += FLOOR * basis.sum(1)[:, None, None]
+        depth = sums[:, 0] / sums[:, 1]
+        ctx.save_for_backward(z, basis, depth, sums[:, 1])
+        return depth
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         z, basis, depth, total = ctx.saved_tensors
-        scaled = grads[0].reshape(depth.shape) / total
-        grad = basis.T @ torch.stack([scaled, -scaled * depth], 1)
-        return grad.reshape(z.shape).masked_fill_(z <= 0, 0), None
+        scaled = grads[0] / total
+        grad = (basis.T @ torch.stack([scaled, -scaled * depth], 1).flatten(2)).view_as(z)
+        return torch.ops.aten.threshold_backward.grad_input(grad, z, 0, grad_input=grad), None
 
 
 def scale_invariant_loss(log: Tensor, valid: Tensor) -> Tensor:
