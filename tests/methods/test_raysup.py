@@ -1,0 +1,239 @@
+"""RaysUp against the official outputs; cameras, checkpoints, cost, gradients."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from upbench.base import Camera, Setting
+from upbench.errors import UpbenchError
+from upbench.macs import count_macs
+from upbench.methods.raysup import RaysUp, default_intrinsics, ray_directions
+from upbench.ops.operator import project
+from upbench.weights import load_method
+
+DIM = 64  # of a branch
+
+
+def official(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state of ours under the official key names."""
+    names = {"center": "center", "horizontal": "horiz", "vertical": "vert", "corners": "corners"}
+    renamed = {}
+    for key, tensor in state.items():
+        _, branch, rest = key.split(".", 2)
+        renamed[f"image_tokenizer.img_encoder.enc_{names[branch]}.{rest}"] = tensor
+    return renamed
+
+
+@pytest.fixture
+def model() -> RaysUp:
+    torch.manual_seed(0)
+    return RaysUp(channels=16).eval()
+
+
+def camera(batch: int = 1, **changes: float) -> Camera:
+    values = {"fx": 60.0, "fy": 50.0, "cx": 28.0, "cy": 21.0, **changes}
+    pose = torch.eye(4).repeat(batch, 1, 1)
+    return Camera(torch.tensor([[values[n] for n in ("fx", "fy", "cx", "cy")]]).repeat(batch, 1), pose)
+
+
+@pytest.mark.parametrize("case", range(1, 6))
+def test_golden(golden_dir: Path, case: int) -> None:
+    folder = golden_dir / "raysup"
+    stored = load_file(folder / f"case{case}.safetensors")
+    with safe_open(folder / f"case{case}.safetensors", "pt") as file:
+        size = tuple(json.loads(file.metadata()["output_size"]))
+    weights = load_file(folder / "case1.safetensors")
+    state = {key.removeprefix("weights."): t for key, t in weights.items() if key.startswith("weights.")}
+    method = load_method("raysup", weights=state, channels=stored["features"].shape[1])
+    views = Camera(stored["fxfycxcy"], stored["c2w"])
+    with torch.inference_mode():
+        output = method(stored["image"], stored["features"], size, camera=views)
+        torch.testing.assert_close(output, stored["output"], rtol=0, atol=2e-5)
+        if case != 3:  # all but this have the camera that stands in for none
+            output = method(stored["image"], stored["features"], size)
+            torch.testing.assert_close(output, stored["output"], rtol=0, atol=2e-5)
+
+
+def test_parameters_and_checkpoints(model: RaysUp) -> None:
+    state = official(model.state_dict())
+    assert sum(p.numel() for p in model.parameters()) == 102_592
+    same = load_method("raysup", weights=state, channels=16)
+    assert all(torch.equal(a, b) for a, b in zip(same.parameters(), model.parameters(), strict=True))
+    small = RaysUp(dim=128)
+    assert RaysUp.options_from(official(small.state_dict())) == {"dim": 128}
+    loaded = load_method("raysup", weights=official(small.state_dict()))
+    assert [p.shape for p in loaded.parameters()] == [p.shape for p in small.parameters()]
+    lacking = {key: t for key, t in state.items() if "enc_vert.1.norm2.bias" not in key}
+    with pytest.raises(UpbenchError, match=r"lacks encoder\.vertical\.1\.norm2\.bias"):
+        load_method("raysup", weights=lacking)
+    with pytest.raises(UpbenchError, match="left over"):
+        load_method("raysup", weights={**state, "extra": torch.zeros(1)})
+
+
+def test_no_camera_is_the_identity_pose_over_the_image(model: RaysUp) -> None:
+    image, features = torch.randn(2, 3, 42, 56), torch.randn(2, 16, 6, 8)
+    plain = Camera(default_intrinsics(image))
+    assert plain.intrinsics.tolist() == [[56, 42, 28, 21]] * 2
+    torch.testing.assert_close(
+        model(image, features, (42, 56)), model(image, features, (42, 56), camera=plain), rtol=0, atol=0
+    )
+
+
+def test_a_camera_matters_its_position_does_not(model: RaysUp) -> None:
+    image, features = torch.randn(1, 3, 42, 56), torch.randn(1, 16, 6, 8)
+    here = model(image, features, (42, 56), camera=camera())
+    moved = camera()
+    moved.pose[0, :3, 3] = torch.tensor([3.0, -2.0, 9.0])
+    torch.testing.assert_close(model(image, features, (42, 56), camera=moved), here)
+    wide = model(image, features, (42, 56), camera=camera(fx=20))
+    assert (wide - here).abs().max() > 1e-3
+
+
+def test_rays() -> None:
+    """Straight on at the centre, by the focal lengths elsewhere, and turned by the pose."""
+    image = torch.zeros(1, 3, 40, 60)
+    view = Camera(torch.tensor([[30.0, 40.0, 30.0, 20.0]]))
+    rays = ray_directions(image, (5, 3), view)
+    assert rays.shape == (1, 3, 5, 3)
+    torch.testing.assert_close(rays.norm(dim=1), torch.ones(1, 5, 3))
+    torch.testing.assert_close(rays[0, :, 2, 1], torch.tensor([0.0, 0.0, 1.0]))
+    corner = torch.tensor([(10 - 30) / 30, (4 - 20) / 40, 1.0])
+    torch.testing.assert_close(rays[0, :, 0, 0], corner / corner.norm())
+    turn = torch.tensor([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]])
+    pose = torch.eye(4)[None].clone()
+    pose[0, :3, :3] = turn
+    turned = ray_directions(image, (5, 3), Camera(view.intrinsics, pose))
+    torch.testing.assert_close(turned, torch.einsum("ij,bjhw->bihw", turn, rays))
+
+
+def test_original_size_is_a_maximum_over_the_batch(model: RaysUp) -> None:
+    """As in the official code: a neighbour with a larger principal point changes this image's rays."""
+    image = torch.zeros(2, 3, 40, 60)
+    own = Camera(torch.tensor([[30.0, 40.0, 30.0, 20.0], [30.0, 40.0, 15.0, 20.0]]))
+    alone = ray_directions(image[1:], (4, 6), Camera(own.intrinsics[1:]))
+    together = ray_directions(image, (4, 6), own)[1:]
+    assert (alone - together).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(("grid", "size"), [((3, 2), (30, 20)), ((1, 1), (9, 7)), ((8, 8), (4, 3))])
+def test_maps_smaller_than_the_window(model: RaysUp, grid: tuple[int, int], size: tuple[int, int]) -> None:
+    """The window shrinks to the map; every output is an average of its values."""
+    features = torch.rand(1, 16, *grid)
+    output = model(torch.randn(1, 3, 28, 28), features, size)
+    assert output.shape == (1, 16, *size)
+    low, high = features.amin((2, 3), keepdim=True), features.amax((2, 3), keepdim=True)
+    assert ((output >= low - 1e-5) & (output <= high + 1e-5)).all()
+    if grid == (1, 1):
+        torch.testing.assert_close(output, features.expand(output.shape))
+
+
+def test_kernel_size_has_an_effect() -> None:
+    """A window of one cell is the nearest neighbour."""
+    image, features = torch.randn(1, 3, 42, 56), torch.randn(1, 16, 6, 8)
+    output = RaysUp(kernel_size=1).eval()(image, features, (42, 56))
+    torch.testing.assert_close(output, F.interpolate(features, (42, 56), mode="nearest-exact"))
+
+
+def test_operator_and_skip_reason(model: RaysUp) -> None:
+    image, features = torch.randn(1, 3, 42, 56), torch.randn(1, 16, 6, 8)
+    weight = torch.randn(3, 16)
+    dense = F.conv2d(model(image, features, (30, 44), camera=camera()), weight[:, :, None, None])
+    operator = model.operator(image, features, (30, 44), camera=camera())
+    assert operator.groups == 4
+    assert not operator.weights.requires_grad
+    torch.testing.assert_close(operator(project(weight, features, 4)), dense, rtol=1e-4, atol=1e-5)
+    setting = Setting("any", 18, 14, (42, 56), (3, 4), (42, 56))
+    assert "18" in str(RaysUp.skip_reason(setting))
+    assert RaysUp.skip_reason(Setting("any", 16, 14, (42, 56), (3, 4), (42, 56))) is None
+
+
+def test_every_parameter_learns(model: RaysUp) -> None:
+    model.train()
+    image, features = torch.randn(2, 3, 28, 28), torch.randn(2, 16, 4, 4, requires_grad=True)
+    model(image, features, (8, 8)).square().sum().backward()
+    assert features.grad is not None
+    for name, parameter in model.named_parameters():
+        # A bias before a normalisation of its group may be cancelled; weights never are.
+        if name.endswith("weight"):
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().max() > 0, name
+
+
+def test_low_precision_training_keeps_the_dtype(model: RaysUp) -> None:
+    image, features = torch.randn(1, 3, 28, 28), torch.randn(1, 16, 4, 4)
+    expected = model(image, features, (28, 28))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(image, features, (28, 28))
+    assert output.dtype == torch.float32
+    torch.testing.assert_close(output, expected, rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize("options", [{"dim": 100}, {"dim": 0}, {"kernel_size": 0}])
+def test_refused_options(options: dict[str, Any]) -> None:
+    with pytest.raises(UpbenchError, match="raysup"):
+        RaysUp.build(**options)
+
+
+class _At(nn.Module):
+    def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.model = model
+        self.size = size
+
+    def forward(self, image: Tensor, features: Tensor) -> Tensor:
+        return self.model(image, features, self.size)
+
+
+def expected_macs(image: tuple[int, int], grid: tuple[int, int], size: tuple[int, int], channels: int) -> int:
+    """By hand, for whole ratios and one image; what is counted is told in `upbench.macs`."""
+    pixels, low, high = (a * b for a, b in (image, grid, size))
+    taps = (1, 3, 3, 4)
+    stems = 3 * DIM * sum(taps)
+    blocks = 2 * DIM * DIM * (2 * taps[0] + taps[1] + taps[2] + taps[3])
+    norms = 5 * DIM * 2 * (2 + 1 + 1 + 1)
+    encoder = pixels * (stems + blocks + norms)
+    pooling = 4 * DIM * (max(pixels, low) * (grid != image) + max(pixels, high) * (size != image))
+    rotation = 4 * DIM * (low + high)  # one addcmul per channel
+    attention = high * 6 * 6 * (4 * DIM + channels)
+    return encoder + pooling + rotation + attention
+
+
+@pytest.mark.parametrize(
+    ("image", "grid", "size"),
+    [((112, 84), (8, 6), (112, 84)), ((56, 56), (8, 8), (112, 112)), ((112, 112), (8, 8), (56, 56))],
+)
+def test_macs_equal_a_hand_count(
+    model: RaysUp, image: tuple[int, int], grid: tuple[int, int], size: tuple[int, int]
+) -> None:
+    counted = count_macs(_At(model, size), torch.randn(1, 3, *image), torch.randn(1, 16, *grid))
+    assert counted.uncounted == ()
+    assert counted.total == pytest.approx(expected_macs(image, grid, size, 16), rel=0.02)
+
+
+def test_macs_of_the_paper_setting() -> None:
+    """448 pixels, 32 x 32 x 384 features: about 100 thousand MACs a pixel, nearly all in the encoder."""
+    total = expected_macs((448, 448), (32, 32), (448, 448), 384)
+    assert 20e9 < total < 26e9
+
+
+def test_random_weights_begin_close_to_bilinear_interpolation():
+    """What the initial bias is for: fine features are restored about as well as by bilinear interpolation."""
+    fine = F.interpolate(torch.randn(1, 8, 6, 6), (32, 32), mode="bicubic")
+    coarse = F.adaptive_avg_pool2d(fine, 16)
+    image = F.interpolate(torch.rand(1, 3, 4, 4), (64, 64), mode="bilinear")
+    method = load_method("raysup", "none", channels=8)
+    with torch.no_grad():
+        ours = (method(method.normalize(image), coarse, (32, 32)) - fine).square().mean()
+        bilinear = (F.interpolate(coarse, (32, 32), mode="bilinear") - fine).square().mean()
+        nearest = (F.interpolate(coarse, (32, 32)) - fine).square().mean()
+    assert ours < nearest
+    assert ours < 4 * bilinear
