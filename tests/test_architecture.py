@@ -15,7 +15,7 @@ FLOORS = [
     {"base", "records", "config", "protocol", "metrics", "ops", "cache", "progress", "environment",
      "checkpoint", "download"},
     {"registry", "backbones", "packaged", "weights", "checkpoint", "download", "datasets", "features", "upsampled", "probes", "cost",
-     "macs", "peakmemory", "train", "traindata", "report", "testing"},
+     "macs", "peakmemory", "train", "traindata", "trainconfig", "modelcard", "report", "testing"},
     {"methods", "tasks"},
     {"runner", "executors", "plan", "work", "listing"},
     {"cli", "__main__"},

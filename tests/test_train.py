@@ -1,0 +1,351 @@
+"""Training: the loss against loops, batches, exact resumption, what is left behind, bad input."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from upbench.base import Upsampler
+from upbench.errors import UpbenchError
+from upbench.train import (
+    TrainConfig,
+    TrainResult,
+    ViewConfig,
+    _Run,
+    cosine_loss,
+    learning_rate,
+    scaled_mse,
+    train,
+    upsampling_loss,
+)
+
+VIEWS = ViewConfig(view_size=32, guidance_size=16, crops_per_image=2, scales_per_view=2, precision="fp32")
+
+
+class FakeBackbone(nn.Module):
+    """Four features of 4x4 pixels: brightness, contrast and two edges, as a fixed convolution."""
+
+    name = "fake"
+    channels = 4
+    stride = 4
+    fingerprint = "fake-1"
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(4, 3, 4, 4, generator=generator), requires_grad=False)
+        self.calls = 0
+
+    def forward(self, image01: Tensor) -> Tensor:
+        self.calls += 1
+        return F.conv2d(image01, self.weight, stride=4)
+
+
+@pytest.fixture(scope="module")
+def tiny_method() -> Iterator[str]:
+    """A trainable method, registered for this file only: contract tests run over every registered one."""
+
+    class Tiny(Upsampler):
+        name = "tiny-trainable"
+        trainable = True
+
+        def __init__(self, channels: int = 4, *, broken: bool = False) -> None:
+            super().__init__(channels)
+            self.guide = nn.Conv2d(3, channels, 1)
+            self.smooth = nn.Conv2d(channels, channels, 3, padding=1)
+            self.drop = nn.Dropout(0.1)
+            self.broken = broken
+
+        def forward(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Tensor:
+            up = F.interpolate(features, output_size, mode="bilinear")
+            guide = F.adaptive_avg_pool2d(self.guide(image), output_size)
+            return up + self.smooth(self.drop(guide)) * (math.nan if self.broken else 1)
+
+    yield Tiny.name
+    del Upsampler.registered[Tiny.name]
+
+
+@pytest.fixture
+def backbone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeBackbone:
+    monkeypatch.setenv("UPBENCH_CACHE", str(tmp_path / "cache"))
+    fake = FakeBackbone()
+    monkeypatch.setattr("upbench.backbones.load_backbone", lambda name, device="cpu": fake)
+    return fake
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        small = rng.integers(0, 256, (8, 10 + i, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((60 + 7 * i, 48), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def config(tiny_method: str, photos: Path, tmp_path: Path, backbone: FakeBackbone) -> TrainConfig:
+    return TrainConfig(
+        method=tiny_method,
+        images=(str(photos),),
+        out=str(tmp_path / "out" / "tiny.safetensors"),
+        backbone="fake",
+        steps=6,
+        batch=2,
+        views=VIEWS,
+        warmup=2,
+        lr=1e-2,
+        log_every=2,
+        device="cpu",
+    )
+
+
+def change(config: TrainConfig, **fields: object) -> TrainConfig:
+    from dataclasses import replace
+
+    return replace(config, **fields)
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int, number: int = signal.SIGTERM) -> None:
+    """This process gets a signal while the step after `steps` steps is computed."""
+    optimise = _Run.optimise
+
+    def interrupted(run: _Run, batch: object) -> float:
+        if run.step == steps:
+            os.kill(os.getpid(), number)
+        return optimise(run, batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(_Run, "optimise", interrupted)
+
+
+def test_losses_against_loops():
+    prediction, target = torch.randn(2, 5, 3, 4), torch.randn(2, 5, 3, 4)
+    cosines, squares = [], []
+    for b in range(2):
+        for i in range(3):
+            for j in range(4):
+                p, t = prediction[b, :, i, j].tolist(), target[b, :, i, j].tolist()
+                dot = sum(x * y for x, y in zip(p, t, strict=True))
+                cosines.append(dot / math.sqrt(sum(x * x for x in p)) / math.sqrt(sum(x * x for x in t)))
+                low, high = min(t), max(t)
+                for x, y in zip(p, t, strict=True):
+                    squares.append(((x - low) / (high - low) - (y - low) / (high - low)) ** 2)
+    expected = 1 - sum(cosines) / len(cosines), sum(squares) / len(squares)
+    assert cosine_loss(prediction, target).item() == pytest.approx(expected[0], abs=1e-6)
+    assert scaled_mse(prediction, target).item() == pytest.approx(expected[1], abs=1e-6)
+    assert upsampling_loss(prediction, target).item() == pytest.approx(sum(expected), abs=1e-6)
+    assert upsampling_loss(target, target).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_constant_targets_give_a_finite_gradient():
+    prediction = torch.randn(1, 4, 2, 2, requires_grad=True)
+    upsampling_loss(prediction, torch.ones(1, 4, 2, 2)).backward()
+    assert prediction.grad is not None
+    assert prediction.grad.isfinite().all()
+
+
+def test_learning_rate_rises_then_falls(config: TrainConfig):
+    config = change(config, steps=10, warmup=3, lr=1.0)
+    rates = [learning_rate(config, step) for step in range(10)]
+    assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert rates[3:] == sorted(rates[3:], reverse=True)
+    assert rates[-1] == pytest.approx(0.5 * (1 + math.cos(math.pi * 6 / 7)))
+    constant = change(config, schedule="constant")
+    assert [learning_rate(constant, step) for step in range(4, 10)] == [1.0] * 6
+
+
+def test_a_run_learns_and_leaves_weights_curve_and_card(config: TrainConfig):
+    result = train(change(config, steps=60, val_images=config.images, val_every=30, val_views=2))
+    rows = [json.loads(line) for line in result.curve.read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(2, 61, 2))
+    assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
+    assert [row["step"] for row in rows if "val_cosine" in row] == [30, 60]
+    assert result.val_cosine == rows[-1]["val_cosine"] > rows[14]["val_cosine"]
+    assert result.finished
+    assert (result.steps, result.images_seen) == (60, 120)
+    with safe_open(result.out, framework="pt") as file:
+        metadata = file.metadata()
+        assert "guide.weight" in set(file.keys())
+    assert (metadata["method"], metadata["backbone"], metadata["steps"]) == (config.method, "fake", "60")
+    assert metadata["images_seen"] == "120"
+    assert "torch" in json.loads(metadata["versions"])
+    card = result.card.read_text()
+    for fact in (result.sha256, config.method, "120 images", "bilinear", metadata["command"]):
+        assert fact is not None
+        assert fact in card
+    assert not config.paths().resume.exists()
+    assert {p.name for p in result.out.parent.iterdir()} == {
+        p.name for p in (result.out, result.curve, result.card)
+    }
+
+
+def test_trained_weights_load_as_a_checkpoint(config: TrainConfig):
+    from upbench.weights import load_method
+
+    result = train(config)
+    method = load_method(config.method, result.out, channels=4)
+    assert not method.training
+
+
+@pytest.mark.parametrize("recipe", ["guidance", "crop"])
+def test_an_interrupted_run_ends_with_the_same_bits(
+    recipe: str, config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    from dataclasses import replace
+
+    config = change(config, views=replace(VIEWS, recipe=recipe), guidance_sizes=(8, 16))
+    whole = train(change(config, out=str(tmp_path / "whole.safetensors")))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        part = train(config)
+    assert (part.finished, part.steps, part.sha256) == (False, 3, None)
+    assert not part.out.exists()
+    assert config.paths().resume.is_file()
+    resumed = train(change(config, resume=True))
+    assert resumed.finished
+    assert state(resumed) == state(whole)
+    assert resumed.curve.read_text() == whole.curve.read_text()
+    assert resumed.loss == whole.loss
+
+
+def state(result: TrainResult) -> dict[str, list[float]]:
+    with safe_open(result.out, framework="pt") as file:
+        return {name: file.get_tensor(name).flatten().tolist() for name in file.keys()}  # noqa: SIM118
+
+
+def test_a_kill_between_checkpoints_loses_the_steps_since(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    whole = train(change(config, out=str(tmp_path / "whole.safetensors")))
+
+    class Killed(BaseException):
+        pass
+
+    optimise = _Run.optimise
+
+    def killed(run: _Run, batch: object) -> float:
+        if run.step == 5:
+            raise Killed
+        return optimise(run, batch)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Run, "optimise", killed)
+        with pytest.raises(Killed):
+            train(change(config, save_every=3))
+    resumed = train(change(config, save_every=3, resume=True))
+    assert state(resumed) == state(whole)
+
+
+def test_interrupts_restore_the_handlers(config: TrainConfig, monkeypatch: pytest.MonkeyPatch):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    stop_after(monkeypatch, 1, signal.SIGINT)
+    assert not train(config).finished
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_micro_batches_sum_to_the_same_gradient(config: TrainConfig, tmp_path: Path):
+    """In eval mode: the masks of dropout would differ."""
+    from upbench.registry import find_method
+    from upbench.traindata import prepare
+
+    pool = prepare(config.images, FakeBackbone(), config.views)  # type: ignore[arg-type]
+    gradients = []
+    for size in (1, 4):
+        run = _Run(
+            change(config, micro_batch=size), find_method(config.method), 4, torch.device("cpu"), pool, None
+        )
+        run.model.eval()
+        run.optimise(pool.batch(0, 4, 0))
+        gradients.append(torch.cat([p.grad.flatten() for p in run.model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-7)
+
+
+def test_bf16_autocast_trains(config: TrainConfig):
+    assert math.isfinite(train(change(config, steps=2, dtype="bf16")).loss)
+
+
+def test_the_command_repeats_the_run(config: TrainConfig):
+    from dataclasses import replace
+
+    command = change(config, views=replace(config.views, recipe="crop"), options={"broken": False}).command()
+    assert command.startswith("upbench train tiny-trainable --backbone fake --images ")
+    assert "--recipe crop" in command
+    assert "--lr 0.01" in command
+    assert "--options broken=False" in command
+    assert "--schedule" not in command  # a default
+
+
+def test_nan_stops_with_the_step(config: TrainConfig):
+    with pytest.raises(UpbenchError, match="loss is nan at step 1"):
+        train(change(config, options={"broken": True}))
+    assert not Path(config.out).exists()
+
+
+def test_names_are_checked(config: TrainConfig):
+    with pytest.raises(UpbenchError, match="did you mean 'tiny-trainable'"):
+        train(change(config, method="tiny-trainabel"))
+    with pytest.raises(UpbenchError, match="method 'bilinear' has nothing to train"):
+        train(change(config, method="bilinear"))
+    with pytest.raises(UpbenchError, match="did you mean 'cosine'"):
+        change(config, schedule="cosin")
+    with pytest.raises(UpbenchError, match="unknown device"):
+        train(change(config, device="cudda"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", 0),
+        ("batch", 0),
+        ("lr", 0.0),
+        ("lr", math.nan),
+        ("out", "weights.pth"),
+        ("guidance_sizes", (32,)),
+    ],
+)
+def test_values_are_checked(config: TrainConfig, field: str, value: object):
+    with pytest.raises(UpbenchError, match=field.replace("_", " ")):
+        change(config, **{field: value})
+
+
+def test_outputs_are_not_replaced_unasked(config: TrainConfig, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 0)
+        train(config)
+    with pytest.raises(UpbenchError, match=r"an unfinished run lies at .*--resume goes on"):
+        train(config)
+    train(change(config, resume=True))
+    with pytest.raises(UpbenchError, match="exists; --force replaces it"):
+        train(config)
+    assert train(change(config, force=True)).finished
+
+
+def test_a_checkpoint_of_another_run_is_refused(config: TrainConfig, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 0)
+        train(config)
+    with pytest.raises(UpbenchError, match=r"a run with lr 0\.01, not 0\.5"):
+        train(change(config, lr=0.5, resume=True))
+    config.paths().resume.write_bytes(b"no checkpoint")
+    with pytest.raises(UpbenchError, match="corrupt"):
+        train(change(config, resume=True))
+
+
+def test_an_output_that_cannot_be_written(config: TrainConfig, backbone: FakeBackbone, tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UpbenchError, match="cannot create folder"):
+        train(change(config, out=str(tmp_path / "file" / "w.safetensors")))
+    assert backbone.calls == 0  # found out before anything is computed

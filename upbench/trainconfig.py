@@ -1,0 +1,225 @@
+"""What a training run depends on, and what it leaves. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from upbench.errors import UpbenchError, unknown
+
+RECIPES = ("guidance", "crop")
+PRECISIONS = ("bf16", "fp32")
+SCHEDULES = ("cosine", "constant")
+DTYPES = ("auto", "fp32", "bf16")
+# settings that may differ when a run is resumed; the photos themselves are in the pool's fingerprint
+_FREE = (
+    "images",
+    "out",
+    "val_images",
+    "log_every",
+    "save_every",
+    "save_minutes",
+    "resume",
+    "force",
+    "device",
+)
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """How views are drawn from photos, and at which sizes they are seen.
+
+    Attributes:
+        recipe: "guidance" or "crop" (see the module).
+        view_size: Side in pixels at which the backbone sees a view for its target; rounded to the stride.
+        guidance_size: Side in pixels of the image that guides the upsampler.
+        ratio: Smallest and largest side of the low-resolution features, as a share of the high-resolution
+            ones.
+        crops_per_image: Views of each photo.
+        scales_per_view: Low-resolution sizes kept of each view.
+        min_crop: Smallest side of a view, as a share of the photo's shorter side.
+        precision: "fp32", or "bf16" for products in bfloat16 when the backbone is run: features change by
+            half a percent, and a CPU with AMX is seven times as fast.
+        view_seed: Of all of this; apart from the seed of training, so that another one finds its features
+            in the cache.
+    """
+
+    recipe: str = "guidance"
+    view_size: int = 448
+    guidance_size: int = 224
+    ratio: tuple[float, float] = (0.25, 0.5)
+    crops_per_image: int = 4
+    scales_per_view: int = 3
+    min_crop: float = 0.5
+    precision: str = "bf16"
+    view_seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.recipe not in RECIPES:
+            raise unknown("recipe", self.recipe, RECIPES)
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, PRECISIONS)
+        for name in ("view_size", "guidance_size", "crops_per_image", "scales_per_view"):
+            if getattr(self, name) < 1:
+                raise UpbenchError(f"{name.replace('_', ' ')} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.ratio[0] <= self.ratio[1] <= 1:
+            raise UpbenchError(f"ratio must be two shares in (0, 1], the smaller first, got {self.ratio}")
+        if not 0 < self.min_crop <= 1:
+            raise UpbenchError(f"min crop must be in (0, 1], got {self.min_crop}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that a training run depends on.
+
+    Attributes:
+        method: Name of a trainable method.
+        images: Folders with photos, searched with their subfolders.
+        out: File for the weights, ending in .safetensors.
+        backbone: Name of the frozen backbone.
+        steps: Optimiser steps.
+        batch: Views per step.
+        guidance_sizes: Sides in pixels to which the guidance is shrunk, one of them drawn for each step;
+            none for the size that it has. Small ones cost less, and teach queries of few pixels each.
+        views: How views are drawn from photos; its `recipe` is the `--recipe` of the command line.
+        val_images: Folders with photos that the curve's cosine similarity is measured on; none for no
+            measurement.
+        val_views: How many of their photos are used, one view each.
+        val_every: Steps between measurements.
+        lr: Peak learning rate of AdamW.
+        weight_decay: Of AdamW.
+        warmup: Steps over which the learning rate rises linearly.
+        schedule: "cosine" (down to zero at the last step) or "constant", after the warm-up.
+        clip: Largest norm of the gradient; 0 for no limit.
+        seed: Of initial weights, batches and views.
+        init: Weights to start from, as for `load_method`.
+        options: Options of the method's constructor.
+        device: "auto", "cpu", "cuda" or what torch knows.
+        dtype: "bf16" runs the method under autocast; "auto" does so on a GPU only.
+        micro_batch: Views per forward pass (gradients are summed); None for the batch on a GPU and 1 on a
+            CPU, whose caches it suits.
+        log_every: Steps between lines of the curve.
+        save_every: Steps between checkpoints.
+        save_minutes: Minutes after which a checkpoint is written at the latest.
+        resume: Go on from a checkpoint beside `out`, if there is one.
+        force: Replace an existing `out` and forget a checkpoint.
+    """
+
+    method: str
+    images: tuple[str, ...]
+    out: str
+    backbone: str = "dinov2_vits14_focus"
+    steps: int = 2000
+    batch: int = 4
+    guidance_sizes: tuple[int, ...] = ()
+    views: ViewConfig = field(default_factory=ViewConfig)
+    val_images: tuple[str, ...] = ()
+    val_views: int = 32
+    val_every: int = 250
+    lr: float = 2e-4
+    weight_decay: float = 0.01
+    warmup: int = 50
+    schedule: str = "cosine"
+    clip: float = 1.0
+    seed: int = 0
+    init: str = "none"
+    options: dict[str, Any] = field(default_factory=dict)
+    device: str = "auto"
+    dtype: str = "auto"
+    micro_batch: int | None = None
+    log_every: int = 10
+    save_every: int = 500
+    save_minutes: float = 5.0
+    resume: bool = False
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        for what, value, choices in (("schedule", self.schedule, SCHEDULES), ("dtype", self.dtype, DTYPES)):
+            if value not in choices:
+                raise unknown(what, value, choices)
+        for name in ("steps", "batch", "val_views", "val_every", "log_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise UpbenchError(f"{name.replace('_', ' ')} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.lr < math.inf:
+            raise UpbenchError(f"lr must be positive, got {self.lr}")
+        for size in self.guidance_sizes:
+            if not 1 <= size <= self.views.guidance_size:
+                raise UpbenchError(
+                    f"guidance sizes must be between 1 and {self.views.guidance_size} pixels, got {size}"
+                )
+        if Path(self.out).suffix != ".safetensors":
+            raise UpbenchError(f"out must end in .safetensors, got {self.out}")
+
+    def paths(self) -> TrainPaths:
+        """The files that the run leaves."""
+        out = Path(self.out).expanduser()
+        return TrainPaths(out, *(out.with_suffix(s) for s in (".resume.pt", ".curve.jsonl", ".md")))
+
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must have in common with its checkpoint: all that changes the result."""
+        return {k: v for k, v in json.loads(json.dumps(asdict(self))).items() if k not in _FREE}
+
+    def command(self) -> str:
+        """The command line that repeats the run (defaults left out)."""
+        words = ["upbench", "train", self.method, "--backbone", self.backbone]
+        words += [w for folder in self.images for w in ("--images", folder)]
+        words += ["--steps", str(self.steps), "--batch", str(self.batch), "--out", self.out]
+        mine, default = asdict(self), asdict(TrainConfig(self.method, self.images, self.out))
+        flat = {**mine.pop("views"), **mine}
+        plain = {**default.pop("views"), **default}
+        told = ("method", "images", "out", "backbone", "steps", "batch", "resume", "force")
+        for name, value in flat.items():
+            if name not in told and value != plain[name]:
+                words += [w for v in _values(value) for w in (f"--{name.replace('_', '-')}", v)]
+        return shlex.join(words)
+
+
+@dataclass(frozen=True)
+class TrainPaths:
+    """Files of a run: weights, checkpoint, curve, card."""
+
+    out: Path
+    resume: Path
+    curve: Path
+    card: Path
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run has come to.
+
+    Attributes:
+        out: The weights; written only when `finished`.
+        sha256: Of that file, or None.
+        steps: Steps done.
+        images_seen: Views that went through the method.
+        loss: Smoothed training loss.
+        val_cosine: Mean cosine similarity on the validation views, or None.
+        val_bilinear: The same of bilinear interpolation, or None.
+        finished: False where the run was told to stop; `--resume` goes on.
+        seconds: Time in the training loop, over all resumptions.
+        curve: The loss curve.
+        card: The model card.
+    """
+
+    out: Path
+    sha256: str | None
+    steps: int
+    images_seen: int
+    loss: float
+    val_cosine: float | None
+    val_bilinear: float | None
+    finished: bool
+    seconds: float
+    curve: Path
+    card: Path
+
+
+def _values(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [f"{k}={v}" for k, v in value.items()]
+    return [str(v) for v in value] if isinstance(value, (tuple, list)) else [str(value)]
