@@ -40,9 +40,10 @@ class RaysUp(Upsampler):
     features, as the official code's NATTEN call does (kernel 6, dilation = output // feature size).
 
     Differences from the official code: feature maps (or outputs) smaller than the window get a window as
-    large as they are, where the official code fails; `kernel_size` has an effect, which there it has not. As
-    there, the image size that intrinsics refer to is taken from the largest principal point of the batch, so
-    with cameras the images of a batch influence one another.
+    large as they are, where the official code fails; `kernel_size` has an effect, which there it has not;
+    without weights, attention begins close to bilinear interpolation, from where training gets further in
+    few steps. As there, the image size that intrinsics refer to is taken from the largest principal point
+    of the batch, so with cameras the images of a batch influence one another.
     """
 
     name = "raysup"
@@ -161,6 +162,7 @@ class Branch(nn.Sequential):
             return nn.Conv2d(inputs, dim, kernel, padding=padding, dilation=dilation, padding_mode="reflect")
 
         super().__init__(conv(3), *(Block(conv(dim), conv(dim)) for _ in range(blocks)))
+        _begin_as_interpolation(self[-1].conv2.bias)
 
 
 class Block(nn.Module):
@@ -179,6 +181,22 @@ class Block(nn.Module):
         x = self.conv1(F.silu(self.norm1(x), inplace))
         x = self.conv2(F.silu(self.norm2(x), inplace))
         return x
+
+
+@torch.no_grad()
+def _begin_as_interpolation(bias: Tensor) -> None:
+    """Sets the last bias so that attention falls off with the angle between rays before anything is learned.
+
+    Queries and keys are the same encoding, so what is constant in it turns into a kernel of the distance
+    alone; the third and fourth frequency make it about one low-resolution cell wide, close to bilinear
+    interpolation. Encodings too narrow for these frequencies are left with a bias of zero.
+    """
+    half = len(bias) // 2
+    bias.zero_()
+    for k in (2, 3):
+        if 6 * k + 6 <= half:
+            for first in (0, half):
+                bias[first + 6 * k + 3 : first + 6 * k + 6] = 2.0
 
 
 def default_intrinsics(image: Tensor) -> Tensor:
