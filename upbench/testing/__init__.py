@@ -1,0 +1,29 @@
+"""Checks that anybody can run on a plugin of their own, with or without pytest.
+
+    from upbench.testing import check_method
+
+    def test_contract():
+        check_method(MyMethod)
+
+The project's own tests run the same checks over everything that is registered.
+"""
+
+from upbench.testing.checks import ContractError, NotApplicable
+from upbench.testing.datasets import DATASET_CHECKS, DatasetCase, check_dataset
+from upbench.testing.methods import METHOD_CHECKS, MethodCase, check_method
+from upbench.testing.tasks import TASK_CHECKS, TaskCase, check_task, toy_case
+
+__all__ = [
+    "DATASET_CHECKS",
+    "METHOD_CHECKS",
+    "TASK_CHECKS",
+    "ContractError",
+    "DatasetCase",
+    "MethodCase",
+    "NotApplicable",
+    "TaskCase",
+    "check_dataset",
+    "check_method",
+    "check_task",
+    "toy_case",
+]
