@@ -146,8 +146,8 @@ BROKEN: dict[type[Upsampler], set[str]] = {
     SwallowsOptions: {"options"},
     IgnoresCamera: {"camera"},
 }
-_cls: type[Upsampler]
-for _cls in (Good, *BROKEN):
+ALL: list[type[Upsampler]] = [Good, *BROKEN]
+for _cls in ALL:
     _cls.name = "broken"
 
 
