@@ -105,6 +105,10 @@ def train_probe(
     the split is seen equally often. The seed decides on the initial weights and on the order; nothing else
     is random.
 
+    The bias learns sqrt(C) times as fast as a weight. Conditioned features have zero mean, so that the
+    bias alone carries the mean of an output, while C weights move together for everything else; at one
+    rate for both, absolute depth would take most of the training.
+
     Args:
         task: Gives the loss and the number of outputs.
         dataset: What the samples are of.
@@ -126,15 +130,17 @@ def train_probe(
     weight = weight.to(upsampled.device).requires_grad_()
     bias = torch.zeros(len(weight), device=upsampled.device, requires_grad=True)
     optimizer = torch.optim.AdamW(
-        [{"params": [weight], "weight_decay": config.weight_decay}, {"params": [bias], "weight_decay": 0.0}],
-        lr=config.lr,
+        [
+            {"params": [weight], "weight_decay": config.weight_decay, "peak": config.lr},
+            {"params": [bias], "weight_decay": 0.0, "peak": config.lr * math.sqrt(channels)},
+        ],
         fused=True,
     )
     steps = training_steps(len(samples), config)
     losses: list[float] = []
     for step, batch in enumerate(_batches(len(samples), upsampled.output_size, config, generator)):
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * learning_rate_factor(step, steps, config)
+            group["lr"] = group["peak"] * learning_rate_factor(step, steps, config)
         folded = conditioning.fold(weight, bias)
         prediction = torch.stack([upsampled.logits(index, *folded, crop) for index, crop in batch])
         loss = task.loss(prediction, *targets.batch(batch))

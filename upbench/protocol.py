@@ -44,8 +44,9 @@ class ProbeConfig:
     def __post_init__(self) -> None:
         _choice("probe schedule", self.schedule, ("cosine", "constant"))
         _choice("probe conditioning", self.conditioning, ("none", "standardize", "whiten"))
-        for name, low, high in (("crop", 0, 1), ("warmup", 0, 1), ("lr", 0, 10), ("weight_decay", 0, 10)):
-            value = getattr(self, name)
+        limits = {"crop": 1, "warmup": 1, "lr": 10, "weight_decay": 10}
+        for name, high in limits.items():
+            low, value = 0, getattr(self, name)
             zero = name in ("warmup", "weight_decay")
             if not low <= value <= high or (value == low and not zero):
                 bracket = "[" if zero else "("
