@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -35,7 +38,9 @@ def shared() -> Path:
     """The folder beside the repository with golden outputs, official weights and photos."""
     folder = ROOT.parent / "shared"
     if not folder.is_dir():
-        pytest.skip("the folder ../shared (golden outputs, official weights, photos) is not beside this checkout")
+        pytest.skip(
+            "the folder ../shared (golden outputs, official weights, photos) is not beside this checkout"
+        )
     return folder
 
 
@@ -46,3 +51,15 @@ def golden_dir(shared: Path) -> Path:
     if not folder.is_dir():
         pytest.skip("no golden outputs in ../shared")
     return folder
+
+
+@pytest.fixture
+def toy() -> Iterator[ModuleType]:
+    """`tests/toy.py`, while its world (small images, methods that misbehave) is registered."""
+    spec = importlib.util.spec_from_file_location("upbench_tests_toy", ROOT / "tests" / "toy.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with module.world():
+        yield module

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
+import os
 import sys
 
 import pytest
@@ -68,9 +69,10 @@ def test_a_workers_death_costs_the_rest_of_one_job(work, job, reason):
     assert outcomes[2:] == [("fine", ("fine", "first")), ("fine", ("fine", "second"))]
 
 
-def test_workers_are_fresh_processes_and_none_is_left(work):
-    pids = {pid for _, pid in find_executor("process")(work.where, [1, 2], workers=2)}
-    assert len(pids) == 2
+def test_workers_are_other_processes_and_none_is_left(work):
+    pids = {pid for _, pid in find_executor("process")(work.where, [1, 2, 3], workers=1)}
+    assert len(pids) == 1, "a worker takes one job after the other"
+    assert os.getpid() not in pids
     assert not multiprocessing.active_children()
 
 

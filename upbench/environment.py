@@ -29,12 +29,15 @@ def describe(device: str = "cpu") -> dict[str, Any]:
     import upbench
 
     torch = sys.modules.get("torch")
+    packages = {name: found for name in PACKAGES if (found := _version(name))}
+    if torch:
+        packages["torch"] = torch.__version__  # says which build, too
     return {
         "upbench": upbench.__version__,
         "commit": _commit(Path(upbench.__file__).resolve().parents[1]),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": packages,
         "cpu": cpu_name(),
         "cores": usable_cores(),
         "threads": torch.get_num_threads() if torch else None,

@@ -10,9 +10,9 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
 from upbench.errors import UpbenchError, unknown
@@ -45,34 +45,29 @@ def inline(work: Work[Job, Result], jobs: Iterable[Job], workers: int = 1) -> Ou
 
 
 def process(work: Work[Job, Result], jobs: Iterable[Job], workers: int = 2) -> Outcomes[Job, Result]:
-    """Each job in a fresh process (spawned: no state of this one leaks into it), `workers` at a time."""
+    """Jobs in spawned processes, which no state of this one leaks into; one that dies is replaced."""
     waiting = list(jobs)[::-1]
-    running: dict[Connection, _Worker[Job]] = {}
+    staff: list[_Worker[Job]] = []
     try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                worker = _Worker(work, waiting.pop())
-                running[worker.results] = worker
-            for connection in wait(list(running)):
-                assert isinstance(connection, Connection)
-                worker = running[connection]
-                try:
-                    kind, value = connection.recv()
-                except EOFError:
-                    kind, value = "died", None
+        while waiting or any(worker.busy for worker in staff):
+            idle = sum(not worker.busy for worker in staff)
+            staff += [_Worker(work) for _ in range(min(workers - len(staff), len(waiting) - idle))]
+            for worker in staff:
+                if not worker.busy and waiting:
+                    worker.start(waiting.pop())
+            for connection in wait([worker.pipe for worker in staff if worker.busy]):
+                worker = next(worker for worker in staff if worker.pipe is connection)
+                kind, value = worker.receive()
                 if kind == "result":
                     yield worker.job, value
-                    continue
-                del running[connection]
-                worker.process.join()
-                if kind != "done":
-                    yield worker.job, Lost(value or worker.death())
+                elif kind == "raised":
+                    yield worker.job, Lost(value)
+                elif kind == "died":
+                    staff.remove(worker)
+                    yield worker.job, Lost(value)
     finally:
-        for worker in running.values():
-            worker.process.terminate()
-        for worker in running.values():
-            worker.process.join(timeout=5)
-            worker.process.kill()
+        for worker in staff:
+            worker.end()
 
 
 def ray(work: Work[Job, Result], jobs: Iterable[Job], workers: int = 2) -> Outcomes[Job, Result]:
@@ -126,16 +121,49 @@ def find_executor(name: str) -> Callable[..., Outcomes[Any, Any]]:
 
 
 class _Worker(Generic[Job]):
-    def __init__(self, work: Work[Job, Any], job: Job) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.job = job
-        self.results, theirs = context.Pipe(duplex=False)
-        self.process: BaseProcess = context.Process(target=_serve, args=(work, job, theirs), daemon=True)
-        self.process.start()
-        theirs.close()  # so that the pipe ends with the worker
+    """A process that is given one job after the other.
 
-    def death(self) -> str:
-        """How the process ended, in words."""
+    Attributes:
+        pipe: To the process.
+        job: The latest that it was given.
+        busy: Whether it is at it.
+    """
+
+    job: Job
+
+    def __init__(self, work: Work[Job, Any]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(work, theirs), daemon=True)
+        self.process.start()
+        theirs.close()  # so that the pipe ends with the process
+        self.busy = False
+
+    def start(self, job: Job) -> None:
+        """Hands over a job."""
+        self.job, self.busy = job, True
+        with suppress(BrokenPipeError):  # it died before its first job: `receive` tells
+            self.pipe.send(job)
+
+    def receive(self) -> tuple[str, Any]:
+        """What the process says: ("result", it), ("done", None), ("raised", why), or that it ("died", how)."""
+        try:
+            kind, value = self.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            self.process.join()
+            kind, value = "died", self._death()
+        self.busy = kind == "result"
+        return kind, value
+
+    def end(self) -> None:
+        """Ends the process, whatever it is at."""
+        self.process.terminate()
+        self.process.join(timeout=5)
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+    def _death(self) -> str:
         code = self.process.exitcode
         if code is not None and code < 0:
             name = signal.Signals(-code).name
@@ -144,20 +172,23 @@ class _Worker(Generic[Job]):
         return f"the worker process ended with exit code {code}"
 
 
-def _serve(work: Work[Job, Any], job: Job, results: Connection) -> None:
-    """What a worker process does: the job's results, then a word that it is done."""
+def _serve(work: Work[Job, Any], pipe: Connection) -> None:
+    """What a worker process does: jobs until there are no more."""
     from upbench.progress import be_quiet
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business: it ends its workers
     be_quiet()
-    try:
-        for result in work(job):
-            results.send(("result", result))
-        results.send(("done", None))
-    except Exception as error:
-        results.send(("died", f"{type(error).__name__}: {_first_line(error)}"))
-    finally:
-        results.close()
+    while True:
+        try:
+            job = pipe.recv()
+        except EOFError:
+            return
+        try:
+            for result in work(job):
+                pipe.send(("result", result))
+            pipe.send(("done", None))
+        except Exception as error:
+            pipe.send(("raised", f"{type(error).__name__}: {_first_line(error)}"))
 
 
 def _generate(work: Work[Job, Result], job: Job) -> Iterator[Result]:

@@ -7,11 +7,12 @@ finished cell is known again.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from upbench.backbones import Backbone
 from upbench.base import Setting, Task, Upsampler
 from upbench.cache import sha256_file
 from upbench.config import Cell, MethodSpec, RunConfig
@@ -56,11 +57,12 @@ class BackboneFacts:
     image_size: tuple[int, int]
 
 
-def make_plan(config: RunConfig) -> list[PlannedCell]:
+def make_plan(config: RunConfig, load: Callable[[str, str], Backbone]) -> list[PlannedCell]:
     """The cells of a run, looked at.
 
     Args:
         config: As the user gave it, wildcards and all.
+        load: Gives the backbone of a name on a device.
 
     Returns:
         Every cell, in the order in which they share the most work.
@@ -78,7 +80,7 @@ def make_plan(config: RunConfig) -> list[PlannedCell]:
     datasets = {name: open_dataset(name) for name in dict.fromkeys(cell.dataset for cell in cells)}
     fingerprints = {name: _fingerprints(dataset) for name, dataset in datasets.items()}
     names = dict.fromkeys(cell.backbone for cell in cells)
-    backbones = {name: _look_at(name, config.preset) for name in names}
+    backbones = {name: _look_at(load(name, device), config.preset) for name in names}
     settings = {
         (spec, name): _setting(spec, name, facts, config.preset, device)
         for spec in config.methods
@@ -173,11 +175,8 @@ def _fingerprints(dataset: Dataset) -> dict[str, str]:
     return {split: dataset.fingerprint(split) for split in splits(dataset)}
 
 
-def _look_at(name: str, preset: str) -> BackboneFacts:
-    from upbench import backbones
-
+def _look_at(backbone: Backbone, preset: str) -> BackboneFacts:
     side = find_preset(preset).image_size
-    backbone = backbones.load_backbone(name)
     return BackboneFacts(
         backbone.channels, backbone.stride, backbone.fingerprint, backbone.input_size(side, side)
     )

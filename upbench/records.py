@@ -220,9 +220,9 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
 
     Columns: the cell (`method`, `label`, `title`, `weights`, `options`, `camera`, `task`, `backbone`,
     `dataset`, `preset`, `seeds`, `limit`, `device`, `dtype`, `probe`, `key`), `protocol`, `status`, `reason`,
-    then for each metric of the first split `NAME` (mean over seeds) and `NAME_std`, for other splits `SPLIT/NAME` and
-    `SPLIT/NAME_std`, for each device's cost `DEVICE/NAME`, and, as objects, `splits`, `columns`, `per_image`,
-    `cost`, `inputs`, `environment`, `warnings`. What a cell has not is nan or None.
+    then for each metric of the first split `NAME` (mean over seeds) and `NAME_std`, for other splits
+    `SPLIT/NAME` and `SPLIT/NAME_std`, for each device's cost `DEVICE/NAME`, and, as objects, `splits`,
+    `columns`, `per_image`, `cost`, `inputs`, `environment`, `warnings`. What a cell has not is nan or None.
     """
     import pandas as pd
 

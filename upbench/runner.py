@@ -49,12 +49,12 @@ def run(config: RunConfig, debug: bool = False) -> list[Record]:
     folder = Path(config.out).expanduser() / FOLDER
     _check_folder(folder)
     execute = find_executor(config.executor)
-    plan = make_plan(config)
+    worker = Worker()
+    plan = make_plan(config, worker.backbone)
     records = {} if config.force else _finished(folder, plan)
     todo = [planned for planned in plan if planned.cell.key not in records]
     pending = [planned for planned in todo if not planned.skip]
     _announce(plan, records, config)
-    worker = Worker()
     _prepare(worker, pending)
     _create(folder)
     for planned in todo:

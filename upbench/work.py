@@ -69,6 +69,10 @@ class Worker:
         for planned in job.cells:
             yield self._record(planned, job.debug)
 
+    def backbone(self, name: str, device: str) -> backbones.Backbone:
+        """A loaded backbone."""
+        return self._keep("backbone", (name, device), lambda: backbones.load_backbone(name, device))
+
     def features(self, cell: Cell, split: str) -> features.FeatureSet:
         """Low-resolution features of a split, from the cache on disk where they are in it.
 
@@ -76,7 +80,7 @@ class Worker:
             UpbenchError: Features that are not finite, or an image that cannot be read.
         """
         size = find_preset(cell.preset).image_size
-        backbone = self._keep("backbone", (cell.backbone, cell.device), lambda: self._backbone(cell))
+        backbone = self.backbone(cell.backbone, cell.device)
         dataset = self.dataset(cell)
         key = (cell.backbone, cell.dataset, split, size, cell.limit)
         return self._keep(
@@ -128,9 +132,6 @@ class Worker:
             held = self._latest[kind] = (key, make())
         value: T = held[1]
         return value
-
-    def _backbone(self, cell: Cell) -> backbones.Backbone:
-        return backbones.load_backbone(cell.backbone, cell.device)
 
     def _method(self, cell: Cell, channels: int) -> Upsampler:
         key = (cell.method, channels, cell.device, cell.dtype)
