@@ -36,8 +36,11 @@ class GuidedFilter(Upsampler):
     mean = (0.0, 0.0, 0.0)
     std = (1.0, 1.0, 1.0)
 
-    def __init__(self, radius: int = 1, eps: float = 0.01) -> None:
+    def __init__(self, radius: int = 1, eps: float = 1e-4) -> None:
         """Fixes the window and the ridge.
+
+        The defaults were the best of radius 1, 2, 4 and eps 1e-4 .. 0.1 on eight training photos of BSDS500:
+        cosine similarity of DINOv2 ViT-S/14 features, upsampled 2x and 4x, to those of the full-size photo.
 
         Args:
             radius: Cells on each side of a window's centre; at least 1.

@@ -41,6 +41,9 @@ class JBU(Upsampler):
     def __init__(self, radius: int = 2, sigma_spatial: float = 0.75, sigma_range: float = 0.1) -> None:
         """Fixes the kernel.
 
+        The default sigmas were the best of 0.5, 0.75, 1 and 0.05 .. 1 on eight training photos of BSDS500:
+        cosine similarity of DINOv2 ViT-S/14 features, upsampled 2x and 4x, to those of the full-size photo.
+
         Args:
             radius: Cells on each side of the one that holds the pixel; at least 1.
             sigma_spatial: Standard deviation in space, in low-resolution cells.
