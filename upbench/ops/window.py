@@ -174,7 +174,8 @@ class _Queries:
         shape = (int(self.q.shape[0]), -1, self.heads, *logits.shape[1:])
         if bias is not None:
             logits = (logits.view(shape) + bias.to(logits.dtype)).view(logits.shape)
-        weights = torch.softmax(logits, 1, dtype=_softmax_dtype(logits)).to(logits.dtype)
+        precise = torch.promote_types(logits.dtype, torch.float32)
+        weights = torch.softmax(logits, 1, dtype=precise)
         return weights.view(shape).mean(2).flatten(0, 1) if average else weights
 
 
@@ -248,10 +249,6 @@ def _check(q: Tensor, k: Tensor, rows: Tensor, cols: Tensor, heads: int) -> None
     for axis, table, size in (("row", rows, q.shape[2]), ("column", cols, q.shape[3])):
         if table.ndim != 2 or table.shape[0] != size:
             raise UpbenchError(f"{axis} table {list(table.shape)} does not fit queries {list(q.shape)}")
-
-
-def _softmax_dtype(logits: Tensor) -> torch.dtype:
-    return torch.float32 if logits.dtype in (torch.float16, torch.bfloat16) else logits.dtype
 
 
 def _split(x: Tensor, rows: Tiling, cols: Tiling, first: int, last: int, heads: int) -> Tensor:
