@@ -53,17 +53,18 @@ class GuidedFilter(Upsampler):
         self.eps = float(eps)
 
     def forward(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Tensor:
-        """See `Upsampler.forward`; the image is RGB in 0..1. Computes in float32."""
+        """See `Upsampler.forward`; the image is RGB in 0..1. Fits in float64, applies in float32."""
         image = image.float()
         high = resize_guidance(image, output_size)
-        low = resize_guidance(image, (int(features.shape[-2]), int(features.shape[-1])))
+        # The moments of a covariance nearly cancel, and eps is small.
+        low = resize_guidance(image, (int(features.shape[-2]), int(features.shape[-1]))).double()
         low_mean = self._box(low)
         inverse = self._inverse_covariance(low, low_mean)
         out = features.new_empty(*features.shape[:2], *output_size)
         for first in range(0, features.shape[1], _CHUNK):
-            some = features[:, first : first + _CHUNK].float()
+            some = features[:, first : first + _CHUNK].double()
             a, b = self._coefficients(some, low, low_mean, inverse)
-            out[:, first : first + _CHUNK] = _apply(a, b, high)
+            out[:, first : first + _CHUNK] = _apply(a.float(), b.float(), high)
         return out
 
     def _box(self, x: Tensor) -> Tensor:
@@ -77,7 +78,7 @@ class GuidedFilter(Upsampler):
         second = self._box((low[:, :, None] * low[:, None]).reshape(b, 9, h, w))
         covariance = second.reshape(b, 3, 3, h, w) - low_mean[:, :, None] * low_mean[:, None]
         covariance = covariance.permute(0, 3, 4, 1, 2)
-        inverse: Tensor = torch.linalg.inv(covariance + self.eps * torch.eye(3, device=low.device))
+        inverse: Tensor = torch.linalg.inv(covariance + self.eps * torch.eye(3).to(low))
         return inverse
 
     def _coefficients(
