@@ -14,6 +14,7 @@ from upbench.base import Camera, Setting, Upsampler
 from upbench.errors import UpbenchError
 from upbench.ops.window import WindowOperator, window_attention, window_operator
 from upbench.ops.windows import neighbourhood_table
+from upbench.weights import Weights
 
 HEADS = 4  # one per branch of the encoder
 GROUPS = 8
@@ -54,6 +55,16 @@ class RaysUp(Upsampler):
     trainable = True
     linear = True
     uses_camera = True
+    weights = {
+        "dinov2_vits14_focus": Weights(
+            "raysup_dinov2_vits14_focus.safetensors",
+            sha256="d0a35e4361da9b9d063a20588caee86224d2d7ba48039e84815fdbfdaf3d4a3d",
+            licence="Apache-2.0; trained on research-only photos",
+            backbone="dinov2_vits14_focus",
+            notes="trained here on BSDS500 and Urban100; see the card beside the file",
+        ),
+    }
+    default_weights = "dinov2_vits14_focus"
 
     def __init__(self, channels: int = 384, *, dim: int = 256, kernel_size: int = 6) -> None:
         """Builds the method with random weights.
