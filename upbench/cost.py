@@ -4,9 +4,10 @@ Each number is that of the method alone: one forward pass in inference mode, wit
 probe, on inputs of noise. It is measured once per method and configuration (`cost_key`), not per task.
 
 * parameters: elements of `method.parameters()`, frozen ones included; buffers are not.
-* MACs: see `upbench.macs`; one multiply-add is one MAC. Papers differ in what they print as FLOPs. RaysUp's
-  40.67 GFLOPs at 448 are 2 x (MACs + biases) of its encoder's convolutions alone; AnyUp's 82.4 are fvcore's
-  MACs without those of the attention; NAF's are 2 x MACs. Only numbers from one counter can be compared.
+* MACs: see `upbench.macs`; one multiply-add is one MAC. Papers differ in what they print as FLOPs at 448:
+  RaysUp's 40.67 G are 2 x (MACs + biases) of its encoder's convolutions alone; AnyUp's 82.4 G agree with
+  fvcore's MACs without those of the attention (82.3 G here); NAF's are 2 x MACs. Only numbers from one
+  counter can be compared.
 * latency: median and quartiles of the wall time of single passes, after warm-up, with the device synchronised
   before and after each. Nothing but the pass is inside the timed region.
 * peak memory: what the pass needs beside the method and its inputs, its output included. On a GPU the
