@@ -261,6 +261,7 @@ class Task(Registered):
         primary: Name of the metric that tables show first and whose per-image values records keep.
         headline: Names of the metrics that tables show unless asked for all; the first two where empty.
         datasets: Names of the datasets that the task runs on by default.
+        probe: Settings of `upbench.protocol.ProbeConfig` that differ from the preset's for this task.
     """
 
     kind: ClassVar[str] = "task"
@@ -273,6 +274,7 @@ class Task(Registered):
     primary: ClassVar[str]
     headline: ClassVar[Sequence[str]] = ()
     datasets: ClassVar[Sequence[str]] = ("interiors",)
+    probe: ClassVar[Mapping[str, Any]] = {}
 
     @abstractmethod
     def probe_channels(self, dataset: Dataset) -> int:
