@@ -171,7 +171,7 @@ class Block(nn.Module):
         inplace = not torch.is_grad_enabled()
         y: Tensor = self.conv1(F.silu(self.norm1(x), inplace))
         y = self.conv2(F.silu(self.norm2(y), inplace))
-        return y.add_(x)
+        return y.add_(x) if y.dtype == x.dtype else x + y  # under autocast x may be the more precise
 
 
 def encoder(stem: nn.Module, dim: int) -> nn.Sequential:
