@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -82,9 +83,9 @@ def guided_reference(
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("options", [{}, {"radius": 1, "sigma_spatial": 0.5, "sigma_range": 0.3}])
-def test_jbu_matches_the_formula(size: tuple[int, int], options: dict[str, float]) -> None:
+def test_jbu_matches_the_formula(size: tuple[int, int], options: dict[str, Any]) -> None:
     image, features = torch.rand(2, 3, 14, 20), torch.randn(2, 4, 6, 5)
-    method = find_method("jbu").build(**options)
+    method: Any = find_method("jbu").build(**options)
     out = method(image, features, size)
     expected = jbu_reference(image, features, size, method.radius, method.sigma_spatial, method.sigma_range)
     torch.testing.assert_close(out.double(), expected, atol=2e-5, rtol=0)
@@ -129,7 +130,7 @@ def test_is_sharper_than_bilinear_at_an_edge_of_the_image(name: str) -> None:
         ("guided_filter", {"radius": 0}),
     ],
 )
-def test_refuses_options_out_of_range(name: str, options: dict[str, float]) -> None:
+def test_refuses_options_out_of_range(name: str, options: dict[str, Any]) -> None:
     with pytest.raises(UpbenchError, match=next(iter(options))):
         find_method(name).build(**options)
 
