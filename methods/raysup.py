@@ -172,8 +172,9 @@ class Branch(nn.Sequential):
                 return nn.Conv2d(inputs, dim, kernel, dilation=dilation)
             return nn.Conv2d(inputs, dim, kernel, padding=padding, dilation=dilation, padding_mode="reflect")
 
-        super().__init__(conv(3), *(Block(conv(dim), conv(dim)) for _ in range(blocks)))
-        _begin_as_interpolation(self[-1].conv2.bias)
+        stages = [Block(conv(dim), conv(dim)) for _ in range(blocks)]
+        super().__init__(conv(3), *stages)
+        _begin_as_interpolation(stages[-1].conv2)
 
 
 class Block(nn.Module):
@@ -195,14 +196,15 @@ class Block(nn.Module):
 
 
 @torch.no_grad()
-def _begin_as_interpolation(bias: Tensor) -> None:
-    """Sets the last bias so that attention falls off with the angle between rays before anything is learned.
+def _begin_as_interpolation(last: nn.Conv2d) -> None:
+    """Sets a branch's last bias: unlearned attention falls off with the angle between rays.
 
     Queries and keys are the same encoding, so what is constant in it turns into a kernel of the distance
     alone; the third and fourth frequency make it about one low-resolution cell wide, close to bilinear
     interpolation. Encodings too narrow for these frequencies are left with a bias of zero.
     """
-    half = len(bias) // 2
+    bias, half = last.bias, last.out_channels // 2
+    assert bias is not None
     bias.zero_()
     for k in (2, 3):
         if 6 * k + 6 <= half:
