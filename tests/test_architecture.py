@@ -17,7 +17,7 @@ FLOORS = [
     {"registry", "backbones", "packaged", "weights", "checkpoint", "download", "datasets", "features", "upsampled", "probes", "cost",
      "macs", "peakmemory", "train", "traindata", "trainconfig", "modelcard", "report", "testing"},
     {"methods", "tasks"},
-    {"runner", "executors", "plan", "work", "listing"},
+    {"runner", "executors", "plan", "work", "listing", "profiling"},
     {"cli", "__main__"},
 ]  # fmt: skip
 

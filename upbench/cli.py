@@ -126,8 +126,7 @@ def _run(arguments: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(arguments).items() if name in names}
     given["probe"] = _settings("--probe", arguments.probe) if arguments.probe else None
     config = RunConfig.load(arguments.config, given)
-    if arguments.quiet:
-        be_quiet()
+    be_quiet(arguments.quiet)
     from upbench.runner import run
 
     records = run(config, debug=arguments.pdb)
@@ -209,6 +208,122 @@ def _list(arguments: argparse.Namespace) -> int:
     return 0
 
 
+# --------------------------------------------------------------------------------------------------- profile
+
+
+def _profile_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--methods", default="all", metavar="NAME[:WEIGHTS],...", help="methods; wildcards (default: all)")
+    add("--size", default="448", metavar="N|HxW,...", help="sizes of the image (default: %(default)s)")
+    add("--channels", type=_integer, default=384, metavar="C", help="of the features (default: %(default)s)")
+    add("--stride", type=_integer, default=14, metavar="N", help="pixels per feature (default: %(default)s)")
+    add("--output", metavar="N|HxW", help="size of the output (default: that of the image)")
+    add("--batch", type=_integer, default=1, metavar="N", help="images at a time (default: %(default)s)")
+    add("--device", default="auto", metavar="|".join(DEVICES), help="where to measure (default: %(default)s)")
+    add("--dtype", default="float32", metavar="|".join(DTYPES), help="arithmetic (default: %(default)s)")
+    add("--plugin", action="append", default=[], metavar="FILE.py", help="a file with plugins; repeatable")
+    add("--out", metavar="FILE.json", help="write every number to a file, too")
+
+
+def _profile(arguments: argparse.Namespace) -> int:
+    for name in ("channels", "stride", "batch"):
+        if getattr(arguments, name) < 1:
+            raise UpbenchError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+    from pathlib import Path
+
+    from upbench import listing, profiling
+    from upbench.records import write_json
+    from upbench.registry import load_plugin_files
+
+    load_plugin_files(arguments.plugin)
+    costs = list(
+        profiling.profile(
+            arguments.methods.split(","),
+            [profiling.parse_size(text) for text in arguments.size.split(",")],
+            channels=arguments.channels,
+            stride=arguments.stride,
+            output=profiling.parse_size(arguments.output) if arguments.output else None,
+            batch=arguments.batch,
+            device=arguments.device,
+            dtype=arguments.dtype,
+        )
+    )
+    if arguments.out:
+        write_json(Path(arguments.out), costs)
+    print(listing.as_text(profiling.table_row(cost) for cost in costs))
+    print(
+        f"{costs[0]['hardware']}; {costs[0]['dtype']}, batch {arguments.batch}, {arguments.channels} channels"
+    )
+    return 0
+
+
+# ----------------------------------------------------------------------------------------------------- train
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    from upbench.trainconfig import TrainConfig, ViewConfig
+
+    parser.add_argument("method", metavar="METHOD", help="name of a trainable method")
+    for config in (TrainConfig, ViewConfig):
+        helps = _attributes(config)
+        for field in dataclasses.fields(config):
+            if field.name not in ("method", "views"):
+                _add_field(parser, field, helps[field.name])
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE.py", help="a file with plugins"
+    )
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from upbench.registry import load_plugin_files
+    from upbench.trainconfig import TrainConfig, ViewConfig
+
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    if "options" in given:
+        given["options"] = _settings("--options", given["options"])
+    names = {
+        config: {field.name for field in dataclasses.fields(config)} for config in (TrainConfig, ViewConfig)
+    }
+    views = ViewConfig(**{name: value for name, value in given.items() if name in names[ViewConfig]})
+    config = TrainConfig(views=views, **{n: v for n, v in given.items() if n in names[TrainConfig]})
+    load_plugin_files(arguments.plugin)
+    from upbench.train import train
+
+    result = train(config)
+    if not result.finished:
+        return 130
+    print(f"{result.out}  sha256 {result.sha256}")
+    if result.val_cosine is not None:
+        print(f"cosine similarity {result.val_cosine:.4f}, bilinear {result.val_bilinear:.4f}")
+    return 0
+
+
+def _add_field(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], text: str) -> None:
+    """A flag for a field of a configuration; its type is read from the annotation."""
+    flag, kind = f"--{field.name.replace('_', '-')}", str(field.type)
+    required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    shown = (
+        "" if required or field.default in (None, (), dataclasses.MISSING) else f" (default: {field.default})"
+    )
+    text = (text + shown).replace("%", "%%")
+    number = float if "float" in kind else _integer if "int" in kind else str
+    if kind == "bool":
+        parser.add_argument(flag, action="store_true", default=None, help=text)
+    elif kind.startswith("dict"):
+        parser.add_argument(flag, action="append", metavar="KEY=VALUE", help=text)
+    elif kind.startswith("tuple"):
+        parser.add_argument(flag, action="extend", nargs="+", type=number, required=required, help=text)
+    else:
+        parser.add_argument(flag, type=number, required=required, help=text)
+
+
+def _attributes(config: type) -> dict[str, str]:
+    """What a dataclass says of its fields under "Attributes:"."""
+    lines = re.findall(r"^        (\w+): (.+(?:\n            .+)*)", config.__doc__ or "", re.MULTILINE)
+    return {name: " ".join(text.split()).replace("`", "").rstrip(".") for name, text in lines}
+
+
 # --------------------------------------------------------------------------------------------------- helpers
 
 
@@ -251,6 +366,13 @@ _COMMANDS = {
     ),
     "report": _Command("print the table of a run's records", _report_arguments, _report),
     "list": _Command("list methods, tasks, datasets, backbones or weights", _list_arguments, _list),
+    "profile": _Command("measure what methods cost", _profile_arguments, _profile),
+    "train": _Command(
+        "train a method on photos",
+        _train_arguments,
+        _train,
+        "Trains a method to upsample a backbone's features, without labels. The same with --resume goes on.",
+    ),
 }
 
 

@@ -146,7 +146,7 @@ class _Worker(Generic[Job]):
             self.pipe.send(job)
 
     def receive(self) -> tuple[str, Any]:
-        """What the process says: ("result", it), ("done", None), ("raised", why), or that it ("died", how)."""
+        """What the process says: ("result", it), ("done", None), ("raised", why) or ("died", how)."""
         try:
             kind, value = self.pipe.recv()
         except (EOFError, ConnectionResetError):

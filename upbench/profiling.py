@@ -1,0 +1,97 @@
+"""What methods cost at given sizes: the rows of `upbench profile`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from upbench import cost
+from upbench.config import MethodSpec, match_names
+from upbench.errors import UpbenchError
+from upbench.progress import track
+from upbench.registry import plugins
+from upbench.weights import load_method
+
+
+def profile(
+    methods: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
+    channels: int = 384,
+    stride: int = 14,
+    output: tuple[int, int] | None = None,
+    batch: int = 1,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> Iterator[dict[str, Any]]:
+    """Measures every method at every size; see `upbench.cost` for what the numbers mean.
+
+    Args:
+        methods: `NAME[:WEIGHTS]`; wildcards and "all" are allowed.
+        sizes: (h, w) of guidance images.
+        channels: C of the features.
+        stride: Pixels of the image per feature.
+        output: (H, W) of the output; the size of the image where None.
+        batch: Images at a time.
+        device: "auto", "cpu" or "cuda".
+        dtype: "float32", "bfloat16" or "float16".
+
+    Yields:
+        `Cost.to_dict()` with the method's row name in front, one a method and size.
+
+    Raises:
+        UpbenchError: An unknown name, a size that is too small for the stride, or a device that is not there.
+    """
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    specs = [MethodSpec.parse(text) for text in methods]
+    pairs = [(spec, name) for spec in specs for name in match_names("method", spec.name, plugins("method"))]
+    for size in sizes:
+        if min(size) < stride:
+            raise UpbenchError(f"size {size[0]}x{size[1]} is smaller than the stride {stride}")
+    jobs = [(name, spec, size) for name, spec in ((name, spec) for spec, name in pairs) for size in sizes]
+    for name, spec, (height, width) in track(jobs, "profile"):
+        method = load_method(name, weights=spec.weights, channels=channels, **spec.options)
+        measured = cost.measure(
+            method,
+            channels=channels,
+            image_size=(height, width),
+            feature_size=(height // stride, width // stride),
+            output_size=output or (height, width),
+            batch=batch,
+            device=device,
+            dtype=dtype,
+        )
+        yield {"method": name, **measured.to_dict()}
+
+
+def table_row(measured: dict[str, Any]) -> dict[str, str]:
+    """A measurement in the words of a table."""
+    macs, peak = measured["macs"], measured["peak_memory_bytes"]
+    sizes = {name: "x".join(map(str, measured[f"{name}_size"])) for name in ("image", "feature", "output")}
+    return {
+        "method": measured["method"],
+        "image": sizes["image"],
+        "features": sizes["feature"],
+        "output": sizes["output"],
+        "params (M)": f"{measured['parameters'] / 1e6:.3f}",
+        "MACs (G)": "–" if macs is None else f"{macs / 1e9:.2f}",
+        f"{measured['device']} (ms)": f"{measured['latency_ms']:.1f}",
+        "quartiles": f"{measured['latency_q25_ms']:.1f}–{measured['latency_q75_ms']:.1f}",
+        "peak (MB)": "–" if peak is None else f"{peak / 1e6:.0f}",
+        "remarks": "; ".join(measured["warnings"]),
+    }
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`N` or `HxW` as (height, width).
+
+    Raises:
+        UpbenchError: Neither of these.
+    """
+    found = re.fullmatch(r"(\d+)(?:x(\d+))?", text.strip())
+    if not found or not int(found[1]) or found[2] == "0":
+        raise UpbenchError(f"expected a size such as 448 or 480x640, got '{text}'")
+    return int(found[1]), int(found[2] or found[1])
