@@ -93,7 +93,8 @@ def test_names(monkeypatch):
 
 def test_ray(work, tmp_path, monkeypatch):
     ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    path = os.environ.get("PYTHONPATH")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *([path] if path else [])]))
     with ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False):
         outcomes = list(find_executor("ray")(work.double, ["a", "killed", "b"], workers=2))
     by_job = {job: [r for j, r in outcomes if j == job] for job in ("a", "killed", "b")}
