@@ -96,6 +96,26 @@ class AnyUp(Upsampler):
         reflect = nn.Conv2d(2 * dim, dim, 3, padding=1, padding_mode="reflect", bias=False)
         self.aggregation = encoder(reflect, dim)
         self.attention = Projections(dim)
+        self._begin_as_similarity()
+
+    @torch.no_grad()
+    def _begin_as_similarity(self) -> None:
+        """Makes queries and keys the same function of the image, so that attention compares colour and place.
+
+        That is close to bilinear interpolation, from where training gets further in few steps.
+        """
+        self.key_encoder.load_state_dict(self.query_encoder.state_dict())
+        mix: Tensor = self.aggregation[0].weight  # type: ignore[assignment]
+        attention = self.attention
+        same = torch.eye(len(mix))
+        mix.mul_(0.3)
+        mix[:, : len(mix), 1, 1] += same
+        attention.conv.weight.zero_()
+        attention.conv.weight[:, :, 1, 1] = same
+        attention.query.weight.mul_(2)
+        attention.key.weight.copy_(attention.query.weight)
+        for bias in (attention.query.bias, attention.key.bias):
+            bias.zero_()
 
     def forward(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Tensor:
         """See `Upsampler.forward`."""

@@ -149,7 +149,7 @@ def test_low_precision_training_keeps_the_dtype(model: AnyUp) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = model(image, features, (28, 28))
     assert output.dtype == torch.float32
-    torch.testing.assert_close(output, expected, rtol=0, atol=0.1)
+    assert (output - expected).abs().mean() < 0.03  # a pixel between two cells may lean to the other
 
 
 @pytest.mark.parametrize("options", [{"dim": 100}, {"filter_size": 4}, {"window_ratio": 0.0}])
@@ -197,3 +197,15 @@ def test_macs_equal_a_hand_count(
     counted = count_macs(_At(model, size), torch.randn(1, 3, *image), torch.randn(1, 12, *grid))
     assert counted.uncounted == ()
     assert counted.total == pytest.approx(expected_macs(image, grid, size, 12), rel=0.02)
+
+
+def test_random_weights_begin_by_comparing_places_of_the_image() -> None:
+    """Attention begins local (a box over the window would weigh all cells alike) and looks at the image."""
+    method = load_method("anyup", "none", channels=9)
+    image = torch.zeros(1, 3, 64, 64)
+    image[..., 32:] = 1  # an edge halfway, in the middle of the fifth of nine columns
+    cells = torch.eye(9).view(1, 9, 1, 9).expand(1, 9, 9, 9)  # column of each cell, one-hot
+    with torch.no_grad():
+        weights = method(method.normalize(image), cells, (64, 64))[0, :, 32]  # [cell, pixel]
+    dark, bright = weights[:4, 31].sum(), weights[5:, 31].sum()
+    assert dark > 1.5 * bright
