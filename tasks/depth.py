@@ -48,6 +48,8 @@ class Depth(Task):
     )
     primary = "rmse"
     headline = ("rmse", "delta1", "rmse_edge")
+    probe = {"epochs": 30, "weight_decay": 1.0}
+    headline = ("rmse", "delta1", "rmse_edge")
 
     def probe_channels(self, dataset: Dataset) -> int:
         """One per bin."""

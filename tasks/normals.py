@@ -33,6 +33,8 @@ class Normals(Task):
     )
     primary = "mean"
     headline = ("mean", "under_11.25")
+    probe = {"epochs": 120, "weight_decay": 1.0}
+    headline = ("mean", "under_11.25")
 
     def probe_channels(self, dataset: Dataset) -> int:
         """Three: x, y, z."""

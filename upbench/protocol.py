@@ -32,13 +32,13 @@ class ProbeConfig:
             bias.
     """
 
-    epochs: int = 40
-    batch_size: int = 4
-    lr: float = 5e-3
-    weight_decay: float = 0.1
+    epochs: int = 60
+    batch_size: int = 8
+    lr: float = 0.01
+    weight_decay: float = 0.5
     warmup: float = 0.05
     schedule: str = "cosine"
-    crop: float = 0.5
+    crop: float = 0.25
     conditioning: str = "standardize"
 
     def __post_init__(self) -> None:
