@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -277,15 +278,25 @@ def test_bf16_autocast_trains(config: TrainConfig):
     assert math.isfinite(train(change(config, steps=2, dtype="bf16")).loss)
 
 
-def test_the_command_repeats_the_run(config: TrainConfig):
+def test_the_command_repeats_the_run(config: TrainConfig, monkeypatch: pytest.MonkeyPatch):
     from dataclasses import replace
 
-    command = change(config, views=replace(config.views, recipe="crop"), options={"broken": False}).command()
+    from upbench.cli import main
+
+    views = replace(config.views, recipe="crop", ratio=(0.3, 0.4))
+    config = change(config, views=views, options={"broken": False}, guidance_sizes=(8, 16), device="auto")
+    command = config.command()
     assert command.startswith("upbench train tiny-trainable --backbone fake --images ")
-    assert "--recipe crop" in command
-    assert "--lr 0.01" in command
-    assert "--options broken=False" in command
     assert "--schedule" not in command  # a default
+    parsed = []
+
+    def catch(config: TrainConfig) -> None:
+        parsed.append(config)
+        raise UpbenchError("enough")
+
+    monkeypatch.setattr("upbench.train.train", catch)
+    assert main(shlex.split(command)[1:]) == 2
+    assert parsed == [config]
 
 
 def test_nan_stops_with_the_step(config: TrainConfig):
