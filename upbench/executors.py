@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
+from upbench.environment import usable_cores
 from upbench.errors import UpbenchError, unknown
 
 Job = TypeVar("Job")
@@ -51,7 +53,10 @@ def process(work: Work[Job, Result], jobs: Iterable[Job], workers: int = 2) -> O
     try:
         while waiting or any(worker.busy for worker in staff):
             idle = sum(not worker.busy for worker in staff)
-            staff += [_Worker(work) for _ in range(min(workers - len(staff), len(waiting) - idle))]
+            staff += [
+                _Worker(work, max(1, usable_cores() // workers))
+                for _ in range(min(workers - len(staff), len(waiting) - idle))
+            ]
             for worker in staff:
                 if not worker.busy and waiting:
                     worker.start(waiting.pop())
@@ -86,7 +91,12 @@ def ray(work: Work[Job, Result], jobs: Iterable[Job], workers: int = 2) -> Outco
     if started:
         cluster.init(log_to_driver=False, include_dashboard=False)
     try:
-        remote = cluster.remote(num_returns="streaming", max_retries=0)(_generate)
+        there = cluster.cluster_resources()
+        share = {
+            "num_cpus": max(1, int(there.get("CPU", 1)) // workers),
+            "num_gpus": min(1.0, there.get("GPU", 0) / workers),
+        }
+        remote = cluster.remote(num_returns="streaming", max_retries=0, **share)(_generate)
         waiting = list(jobs)[::-1]
         running: dict[Any, Job] = {}
         while waiting or running:
@@ -121,7 +131,7 @@ def find_executor(name: str) -> Callable[..., Outcomes[Any, Any]]:
 
 
 class _Worker(Generic[Job]):
-    """A process that is given one job after the other.
+    """A process with so many threads that is given one job after the other.
 
     Attributes:
         pipe: To the process.
@@ -131,10 +141,10 @@ class _Worker(Generic[Job]):
 
     job: Job
 
-    def __init__(self, work: Work[Job, Any]) -> None:
+    def __init__(self, work: Work[Job, Any], threads: int) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(work, theirs), daemon=True)
+        self.process = context.Process(target=_serve, args=(work, theirs, threads), daemon=True)
         self.process.start()
         theirs.close()  # so that the pipe ends with the process
         self.busy = False
@@ -172,12 +182,14 @@ class _Worker(Generic[Job]):
         return f"the worker process ended with exit code {code}"
 
 
-def _serve(work: Work[Job, Any], pipe: Connection) -> None:
+def _serve(work: Work[Job, Any], pipe: Connection, threads: int) -> None:
     """What a worker process does: jobs until there are no more."""
     from upbench.progress import be_quiet
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business: it ends its workers
     be_quiet()
+    if torch := sys.modules.get("torch"):  # workers that all use all cores wait for one another
+        torch.set_num_threads(threads)
     while True:
         try:
             job = pipe.recv()

@@ -203,7 +203,8 @@ def _jobs(pending: Sequence[PlannedCell], config: RunConfig, debug: bool) -> lis
 def _costs(pending: Sequence[PlannedCell], config: RunConfig, folder: Path) -> dict[str, dict[str, Any]]:
     """What the method of each cell costs on each device, by the cell's key.
 
-    Measured before the cells, one at a time, with nothing beside it; once per method and configuration.
+    Measured on this machine, before the cells, one at a time with nothing beside it; once per method and
+    configuration.
     """
     from upbench.work import CostJob, cost_key, measure_cost
 
@@ -219,8 +220,8 @@ def _costs(pending: Sequence[PlannedCell], config: RunConfig, folder: Path) -> d
     )
     missing = [job for name, job in jobs.items() if name not in found]
     if missing:
-        folder.mkdir(parents=True, exist_ok=True)
-        execute = find_executor(config.executor)
+        _create(folder)
+        execute = find_executor("inline" if config.executor == "inline" else "process")
         with (
             bar("cost", total=len(missing)) as progress,
             closing(execute(measure_cost, missing, 1)) as outcomes,
