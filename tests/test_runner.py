@@ -14,8 +14,9 @@ import torch
 import upbench
 from upbench import work
 from upbench.errors import UpbenchError
+from upbench.protocol import find_preset
 from upbench.records import Record, load_records
-from upbench.registry import find_method
+from upbench.registry import find_method, find_task
 from upbench.runner import run
 
 
@@ -52,7 +53,8 @@ def test_a_record_is_enough_to_repeat_its_cell(toy, out):
     assert record.columns[0]["name"] == "rmse"
     assert record.columns[0]["higher_is_better"] is False
     assert record.protocol["name"] == "tiny-v3"
-    assert record.protocol["probe"]["epochs"] == 2
+    settings = find_preset("tiny").probe_for(find_task("depth").probe)
+    assert record.protocol["probe"] == dataclasses.asdict(settings), "the preset's, then the task's"
     assert record.inputs["backbone"] == "tiny-1"
     assert set(record.inputs["dataset"]) == {"train", "val", "other"}
     assert len(record.inputs["method_source"]) == 64
@@ -67,9 +69,9 @@ def test_a_record_is_enough_to_repeat_its_cell(toy, out):
 
 
 def test_the_same_run_gives_the_same_numbers(toy, tmp_path):
-    first, second = (run(toy.config(tmp_path / name))[0] for name in ("a", "b"))
-    assert first.metrics == second.metrics
-    values = first.metrics["val"]["miou"]
+    first, second = (run(toy.config(tmp_path / name, tasks=["depth"]))[0] for name in ("a", "b"))
+    assert json.dumps(first.metrics) == json.dumps(second.metrics)
+    values = first.metrics["val"]["absrel"]
     assert values[0] != values[1], "seeds differ"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from upbench.cache import sha256_file
 from upbench.config import Cell, MethodSpec, RunConfig
 from upbench.datasets.base import Dataset
 from upbench.errors import UpbenchError, unknown
-from upbench.protocol import find_preset
+from upbench.protocol import ProbeConfig, find_preset
 from upbench.registry import find_method, find_task, load_plugin_files, open_dataset, plugins
 from upbench.weights import load_method, resolve
 
@@ -96,6 +96,7 @@ def make_plan(config: RunConfig, load: Callable[[str, str], Backbone]) -> list[P
             "dataset": fingerprints[cell.dataset],
             "backbone": backbones[cell.backbone].fingerprint,
             "protocol": find_preset(cell.preset).protocol,
+            "probe": asdict(probe_config(cell, task)),
         }
         pair = (cell.method, cell.backbone)
         skip = skips[pair] or task.skip_reason(datasets[cell.dataset]) or ""
@@ -111,6 +112,11 @@ def splits(dataset: Dataset) -> list[str]:
 def make_task(name: str) -> Task:
     """A task by name."""
     return find_task(name)()
+
+
+def probe_config(cell: Cell, task: Task) -> ProbeConfig:
+    """How a cell's probe is trained: the preset's settings, then the task's, then the user's."""
+    return find_preset(cell.preset).probe_for({**task.probe, **cell.probe})
 
 
 def build_method(spec: MethodSpec, channels: int, device: str = "cpu") -> Upsampler:

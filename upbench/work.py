@@ -23,10 +23,10 @@ from upbench.config import Cell
 from upbench.datasets.base import Dataset, Sample
 from upbench.errors import UpbenchError
 from upbench.ops.operator import Operator
-from upbench.plan import PlannedCell, build_method, make_task, splits
+from upbench.plan import PlannedCell, build_method, make_task, probe_config, splits
 from upbench.probes import evaluate, train_probe, training_steps
 from upbench.progress import bar
-from upbench.protocol import Preset, ProbeConfig, find_preset
+from upbench.protocol import Preset, find_preset
 from upbench.records import Record
 from upbench.registry import find_method, load_plugin_files, open_dataset
 from upbench.upsampled import Upsampled
@@ -312,11 +312,6 @@ def describe_error(error: BaseException) -> str:
     """An error in one line; its type where it was not foreseen."""
     text = " ".join(str(error).split())
     return text if isinstance(error, UpbenchError) else f"{type(error).__name__}: {text}"
-
-
-def probe_config(cell: Cell, task: Task) -> ProbeConfig:
-    """How a cell's probe is trained: the preset's settings, then the task's, then the user's."""
-    return find_preset(cell.preset).probe_for({**getattr(task, "probe", {}), **cell.probe})
 
 
 def protocol_of(cell: Cell, task: Task) -> dict[str, Any]:
