@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -109,25 +110,32 @@ class _BinAverage(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, centres: Tensor) -> Tensor:
-        b, k, h, w = z.shape
+        b, _, h, w = z.shape
         basis = torch.stack([centres, torch.ones_like(centres)])
         sums = z.new_empty(b, 2, h, w)
-        rows = max(1, _PIECE // (k * w))
-        for image, out in zip(z, sums, strict=True):
-            for top in range(0, h, rows):
-                active = image[:, top : top + rows].clamp(min=0)
-                out[:, top : top + rows] = (basis @ active.flatten(1)).view(2, -1, w)
+        for part in _pieces(z):
+            active = z[part].clamp(min=0)
+            sums[part] = (basis @ active.flatten(1)).view(2, -1, w)
         sums += FLOOR * basis.sum(1)[:, None, None]
-        depth = sums[:, 0] / sums[:, 1]
-        ctx.save_for_backward(z, basis, depth, sums[:, 1])
-        return depth
+        depth = sums[:, :1] / sums[:, 1:]
+        ctx.save_for_backward(z, basis, depth, sums[:, 1:])
+        return depth.squeeze(1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         z, basis, depth, total = ctx.saved_tensors
-        scaled = grads[0] / total
-        grad = (basis.T @ torch.stack([scaled, -scaled * depth], 1).flatten(2)).view_as(z)
+        scaled = grads[0].unsqueeze(1) / total  # the derivative by an active r_k is (b_k - depth) / sum(r)
+        grad = (basis.T @ torch.cat([scaled, -scaled * depth], 1).flatten(2)).view_as(z)
         return torch.ops.aten.threshold_backward.grad_input(grad, z, 0, grad_input=grad), None
+
+
+def _pieces(z: Tensor) -> Iterator[tuple[int, slice, slice]]:
+    """Indices of blocks of rows of each image of `[B, K, H, W]`, of some hundred thousand elements."""
+    b, k, h, w = z.shape
+    rows = max(1, _PIECE // max(1, k * w))
+    for image in range(b):
+        for top in range(0, h, rows):
+            yield image, slice(None), slice(top, top + rows)
 
 
 def scale_invariant_loss(log: Tensor, valid: Tensor) -> Tensor:
