@@ -1,6 +1,7 @@
-"""A method in ten lines: bilinear upsampling, then a little blur. Try it with `--plugin examples/smooth.py`."""
+"""A method in ten lines: bilinear, then a little blur. Try it with `--plugin examples/smooth.py`."""
 
 import torch.nn.functional as F
+
 from upbench import Upsampler
 
 

@@ -14,7 +14,7 @@ FLOORS = [
     {"errors", "plugin", "__init__"},
     {"base", "records", "config", "protocol", "metrics", "ops", "cache", "progress", "environment",
      "checkpoint", "download"},
-    {"registry", "backbones", "packaged", "weights", "checkpoint", "download", "datasets", "features", "upsampled", "probes", "cost",
+    {"registry", "backbones", "packaged", "weights", "datasets", "features", "upsampled", "probes", "cost",
      "macs", "peakmemory", "train", "traindata", "trainconfig", "modelcard", "report", "testing"},
     {"methods", "tasks"},
     {"runner", "executors", "plan", "work", "listing", "profiling"},
@@ -77,7 +77,9 @@ def test_arrows(room: str, file: Path):
             continue  # a public name such as `from upbench import Upsampler`
         assert floor(target) <= floor(room), f"{file.name}:{line}: {room} must not import {target}"
         if room in ("methods", "tasks"):
-            assert target not in ({"methods", "tasks"} - {room}), f"{file.name}:{line}: {room} import {target}"
+            assert target not in ({"methods", "tasks"} - {room}), (
+                f"{file.name}:{line}: {room} import {target}"
+            )
 
 
 def test_the_core_never_names_the_plugin_packages_in_an_import():
@@ -95,4 +97,6 @@ def test_report_imports_no_torch():
 def test_files_stay_readable():
     for folder in ("upbench", "methods", "tasks", "tests", "benchmarks", "examples"):
         for file in (ROOT / folder).rglob("*.py"):
-            assert len(file.read_text().splitlines()) <= 500, f"{file} is over 500 lines: one file, one purpose"
+            assert len(file.read_text().splitlines()) <= 500, (
+                f"{file} is over 500 lines: one file, one purpose"
+            )

@@ -27,7 +27,9 @@ def project() -> dict:
 def wheel(tmp_path_factory) -> Path:
     pytest.importorskip("build")
     source = tmp_path_factory.mktemp("source") / "upbench"
-    skip = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "tests", "results")
+    skip = shutil.ignore_patterns(
+        ".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "tests", "results"
+    )
     shutil.copytree(ROOT, source, ignore=skip)
     out = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)]
@@ -121,6 +123,8 @@ def test_example_method_passes_the_contract(tmp_path):
         f"load_plugin_file({str(ROOT / 'examples' / 'smooth.py')!r})\n"
         "check_method(find_method('smooth')); print('passed')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("passed")

@@ -146,7 +146,11 @@ def test_entry_points_are_loaded(tmp_path):
     write(info / "entry_points.txt", "[upbench.methods]\nanything = otherpackage:Mine\n")
     code = "from upbench.registry import plugins; print(*plugins('method'))"
     run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)}, check=True
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(tmp_path)},
+        check=True,
     )
     assert "fromelsewhere" in run.stdout.split()
     assert "bilinear" in run.stdout.split()

@@ -32,7 +32,28 @@ _LAZY = {
     "load_method": "upbench.weights",
 }
 
-__all__ = ["__version__", *sorted(_LAZY)]
+__all__ = [
+    "Backbone",
+    "Camera",
+    "Dataset",
+    "Evaluator",
+    "Metric",
+    "Record",
+    "RunConfig",
+    "Sample",
+    "Setting",
+    "Task",
+    "UpbenchError",
+    "Upsampler",
+    "Weights",
+    "__version__",
+    "load_backbone",
+    "load_method",
+    "open_dataset",
+    "plugins",
+    "read_records",
+    "run",
+]
 
 if TYPE_CHECKING:
     from upbench.backbones import Backbone, load_backbone

@@ -65,7 +65,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a method is asked to do in a cell; `Upsampler.skip_reason` decides on it before anything is loaded.
+    """What a method is asked to do in a cell; `Upsampler.skip_reason` decides on it beforehand.
 
     Attributes:
         backbone: Name of the backbone.
@@ -101,13 +101,15 @@ class Upsampler(nn.Module, Registered):
         licence: Licence of the official code, or "" where the method has none.
         guided: Whether the output depends on the image.
         trainable: Whether it has parameters that `upbench train` fits.
-        linear: Whether, for a fixed image, each output channel is the same linear function of its input channel
-            (the case of every method whose weights come from the image alone).
+        linear: Whether, for a fixed image, each output channel is the same linear function of its input
+            channel (the case of every method whose weights come from the image alone).
         uses_camera: Whether `forward` takes `camera=`.
-        native_ratio: The only upsampling ratio that the method produces by itself, or None for any output size.
+        native_ratio: The only upsampling ratio that the method produces by itself, or None for any output
+            size.
         mean, std: Statistics that its guidance image is normalised with.
         weights: Checkpoints that are known by name.
-        default_weights: The one of them that `weights="default"` stands for; None where the method needs none.
+        default_weights: The one of them that `weights="default"` stands for; None where the method needs
+            none.
     """
 
     kind: ClassVar[str] = "method"
@@ -152,9 +154,10 @@ class Upsampler(nn.Module, Registered):
     ) -> Operator | None:
         """The upsampling of these features as a linear operator on any values that stand in their place.
 
-        A 1x1 probe commutes with such an operator: classes can be predicted at low resolution and upsampled, at a
-        fraction of the cost and with the same result. Methods with attention return their weights; `linear` methods
-        get one from their `forward`; the rest return None and are probed on their dense features.
+        A 1x1 probe commutes with such an operator: classes can be predicted at low resolution and upsampled,
+        at a fraction of the cost and with the same result. Methods with attention return their weights;
+        `linear` methods get one from their `forward`; the rest return None and are probed on their dense
+        features.
 
         Args: as for `forward`.
         """
@@ -209,7 +212,7 @@ class Upsampler(nn.Module, Registered):
 
     @classmethod
     def convert_state(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A checkpoint in the official key names, in the names of this module. Names that are ours pass unchanged."""
+        """A checkpoint in the official key names, in this module's; names that are ours pass unchanged."""
         return dict(state)
 
 
@@ -286,7 +289,8 @@ class Task(Registered):
 
         Args:
             prediction: `[B, K, H, W]`, the probe's raw output.
-            target: `[B, H, W]` labels (int64, 255 ignored), `[B, H, W]` depth in metres or `[B, 3, H, W]` unit normals.
+            target: `[B, H, W]` labels (int64, 255 ignored), `[B, H, W]` depth in metres or `[B, 3, H, W]`
+                unit normals.
             valid: `[B, H, W]` bool; False pixels carry no loss.
         """
 

@@ -178,7 +178,8 @@ def _validate_labels(prediction: Tensor, target: Tensor, num_classes: int, ignor
         if low < 0 or high >= num_classes:
             wrong = low if low < 0 else high
             raise UpbenchError(
-                f"{name} label {wrong} is out of range: {num_classes} classes are numbered 0 to {num_classes - 1}"
+                f"{name} label {wrong} is out of range: "
+                f"{num_classes} classes are numbered 0 to {num_classes - 1}"
             )
 
 

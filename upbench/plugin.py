@@ -20,8 +20,8 @@ def origin(cls: type) -> str:
 class Registered:
     """A family of plugins. A subclass that sets `name` in its body is registered under that name.
 
-    The family's root sets `kind` and an empty `registered` of its own. A subclass without a `name` of its own is an
-    abstract step and stays out of the table.
+    The family's root sets `kind` and an empty `registered` of its own. A subclass without a `name` of its own
+    is an abstract step and stays out of the table.
     """
 
     kind: ClassVar[str]

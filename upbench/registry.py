@@ -42,7 +42,8 @@ def load_plugin_file(path: str | Path) -> None:
     if name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     before = {kind: plugins(kind) for kind in _KINDS}  # built-ins first: a clash is then the file's fault
     sys.modules[name] = module
@@ -50,8 +51,8 @@ def load_plugin_file(path: str | Path) -> None:
         spec.loader.exec_module(module)
         if all(_table(kind) == before[kind] for kind in _KINDS):
             raise UpbenchError(
-                f"plugin file {path} registers nothing: it needs a subclass of upbench.Upsampler or upbench.Task "
-                "with a 'name'"
+                f"plugin file {path} registers nothing: it needs a subclass of upbench.Upsampler or "
+                "upbench.Task with a 'name'"
             )
     except BaseException as error:
         del sys.modules[name]
@@ -88,7 +89,9 @@ def _discover(kind: str) -> None:
     try:
         parent = importlib.import_module(package)
     except ModuleNotFoundError as error:
-        raise UpbenchError(f"package '{package}' is missing: install the project (pip install -e .)") from error
+        raise UpbenchError(
+            f"package '{package}' is missing: install the project (pip install -e .)"
+        ) from error
     for module in sorted(m.name for m in pkgutil.iter_modules(parent.__path__)):
         if not module.startswith("_"):
             importlib.import_module(f"{package}.{module}")
@@ -100,7 +103,8 @@ def _discover(kind: str) -> None:
         except Exception as error:
             text = " ".join(str(error).split())
             raise UpbenchError(
-                f"entry point '{point.name}' of group {group} ({point.value}) raises {type(error).__name__}: {text}"
+                f"entry point '{point.name}' of group {group} ({point.value}) raises "
+                f"{type(error).__name__}: {text}"
             ) from error
 
 

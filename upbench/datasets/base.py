@@ -31,7 +31,8 @@ class Sample:
         valid: `[H, W]` bool; pixels outside it count nowhere.
         label: `[H, W]` int64 class index, 255 ignored.
         depth: `[H, W]` float32, metres along the optical axis; 0 where unknown.
-        normal: `[3, H, W]` float32 unit vectors in camera space (x right, y down, z forward), facing the viewer.
+        normal: `[3, H, W]` float32 unit vectors in camera space (x right, y down, z forward), facing the
+            viewer.
         camera: Intrinsics in pixels of `image`, batch of one.
     """
 
@@ -102,7 +103,7 @@ class Dataset(Registered):
 
 @dataclass(frozen=True)
 class Fit:
-    """Resize of the shorter side to `size`, then centre crop to a square: the protocol of JAFAR and its successors.
+    """Resize of the shorter side to `size`, then centre crop to a square, as JAFAR and its successors do.
 
     Attributes:
         source: (height, width) of the original.
