@@ -35,7 +35,7 @@ class ProbeConfig:
     epochs: int = 60
     batch_size: int = 8
     lr: float = 0.01
-    weight_decay: float = 0.5
+    weight_decay: float = 0.2
     warmup: float = 0.05
     schedule: str = "cosine"
     crop: float = 0.25
