@@ -32,7 +32,7 @@ class ProbeConfig:
             bias.
     """
 
-    epochs: int = 60
+    epochs: int = 80
     batch_size: int = 8
     lr: float = 0.01
     weight_decay: float = 0.2
