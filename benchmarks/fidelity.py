@@ -27,7 +27,8 @@ from upbench.cache import replacing, sha256_file
 from upbench.environment import describe
 from upbench.errors import UpbenchError
 from upbench.progress import bar
-from upbench.traindata import View, ViewConfig, ViewPool, compute, find_photos, upright_size
+from upbench.trainconfig import ViewConfig
+from upbench.traindata import View, ViewPool, compute, find_photos, upright_size
 from upbench.weights import load_method
 
 RATIOS = (2, 4)
@@ -65,14 +66,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
     methods.setdefault("bilinear", load_method("bilinear", channels=backbone.channels))
     photos = find_photos(arguments.images)
     chosen = [photos[i * len(photos) // arguments.limit] for i in range(min(arguments.limit, len(photos)))]
-    pool = native_pool(chosen, backbone, arguments.guidance)
+    pool = native_pool(chosen, backbone)
     rows: dict[str, dict[str, list[float]]] = {}
     with bar("fidelity", len(methods) * len(RATIOS) * len(pool)) as progress:
         for spec, model in methods.items():
             for ratio in RATIOS:
                 numbers = []
                 for i in range(len(pool)):
-                    numbers.append(compare(model, pool, i, ratio))
+                    numbers.append(compare(model, pool, i, ratio, arguments.guidance))
                     progress.advance()
                 cosines, errors = (list(column) for column in zip(*numbers, strict=True))
                 rows[f"{spec} x{ratio}"] = {"cosine": cosines, "mse": errors}
@@ -101,11 +102,11 @@ def weights_of(spec: str) -> str | None:
     return resolve(find_method(name), weights or "default").sha256
 
 
-def native_pool(photos: list[Path], backbone: Backbone, guidance: int) -> ViewPool:
+def native_pool(photos: list[Path], backbone: Backbone) -> ViewPool:
     """The central squares of photos, with native features and those at the sizes that the ratios start
     from."""
     side = VIEW_SIZE // backbone.stride
-    config = ViewConfig(view_size=VIEW_SIZE, guidance_size=guidance, precision="fp32")
+    config = ViewConfig(view_size=VIEW_SIZE, guidance_size=VIEW_SIZE, precision="fp32")
     views = []
     for photo in photos:
         width, height = upright_size(photo)
@@ -117,9 +118,9 @@ def native_pool(photos: list[Path], backbone: Backbone, guidance: int) -> ViewPo
 
 
 @torch.no_grad()
-def compare(model: Upsampler, pool: ViewPool, index: int, ratio: int) -> tuple[float, float]:
+def compare(model: Upsampler, pool: ViewPool, index: int, ratio: int, guidance: int) -> tuple[float, float]:
     """Mean cosine similarity and scaled squared error of one photo."""
-    batch = pool.read([index], pool.views[index].output // ratio)
+    batch = pool.read([index], pool.views[index].output // ratio).shrunk(guidance)
     dense = model(model.normalize(batch.image), batch.features, (batch.output, batch.output))
     error = (dense - batch.target).square().mean() / batch.target.var()
     return F.cosine_similarity(dense, batch.target, dim=1).mean().item(), error.item()

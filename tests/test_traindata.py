@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from upbench.errors import UpbenchError
-from upbench.traindata import View, ViewConfig, find_photos, plan_views, prepare
+from upbench.trainconfig import ViewConfig
+from upbench.traindata import View, find_photos, plan_views, prepare
 
 STRIDE = 4
 CONFIG = ViewConfig(view_size=32, guidance_size=16, crops_per_image=3, scales_per_view=2, precision="fp32")
