@@ -55,6 +55,13 @@ class AnyUp(Upsampler):
     licence = "CC-BY-4.0"
     trainable = True
     weights = {
+        "dinov2_vits14_focus": Weights(
+            "anyup_dinov2_vits14_focus.safetensors",
+            sha256="c49f4cf5ca3417ff2576b1982867d2469eec9fdbdfa617bb3ec60144776ba1b8",
+            licence="Apache-2.0; trained on research-only photos",
+            backbone="dinov2_vits14_focus",
+            notes="trained here on BSDS500 and Urban100; see the card beside the file",
+        ),
         "paper": Weights(
             f"{_RELEASES}/checkpoint/anyup_paper.pth",
             sha256="9d035c0f27114a6f32bdd3d8ed93b6cd39dad4b8f8bf94e69fddbfbf022901b2",
@@ -68,6 +75,7 @@ class AnyUp(Upsampler):
             notes="official release, trained on features of several backbones",
         ),
     }
+    default_weights = "dinov2_vits14_focus"
 
     def __init__(
         self, channels: int = 384, *, dim: int = 128, filter_size: int = 5, window_ratio: float = 0.1
