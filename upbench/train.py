@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from upbench.cache import replacing, sha256_file
@@ -307,7 +307,7 @@ def _finish(run: _Run, paths: TrainPaths) -> TrainResult:
     }
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in run.model.state_dict().items()}
     with replacing(paths.out) as temporary:
-        save_file(state, temporary, metadata=metadata)
+        temporary.write_bytes(save(state, metadata))  # save_file would make it private to the user
     result = run.result(paths, sha256_file(paths.out))
     with replacing(paths.card) as temporary:
         temporary.write_text(model_card(run.config, result, run.curve, len(run.pool), machine))

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from upbench.cache import cache_dir, replacing, sha256_file
@@ -270,7 +270,7 @@ def compute(views: Sequence[View], backbone: Backbone, config: ViewConfig) -> Vi
         if opened is None or opened[0] != view.photo:
             opened = (view.photo, _open_upright(view.photo))
         with replacing(file) as temporary:
-            save_file(_compute_view(view, opened[1], backbone, config), temporary)
+            temporary.write_bytes(save(_compute_view(view, opened[1], backbone, config)))
     return ViewPool(views, files)
 
 
