@@ -38,10 +38,12 @@ from upbench.datasets.interiors.render.models import (
     all_codes,
     class_of,
 )
+from upbench.datasets.interiors.scenes import SceneFolder
 from upbench.errors import UpbenchError
 
 RENDER = [sys.executable, "-m", "upbench.datasets.interiors.render"]
-TINY = ["--split", "val", "--seed", "2", "--size", "64", "--spp", "4", "--threads", "2"]
+SEED = 2000  # one of the shipped scenes
+TINY = ["--split", "val", "--seed", str(SEED), "--size", "64", "--spp", "4", "--threads", "2"]
 
 CUBE = """mtllib cube.mtl
 v 0 0 0
@@ -241,15 +243,25 @@ def run(*arguments: str) -> str:
 def test_a_scene_is_the_same_again_and_an_interrupted_one_is_redone(tmp_path: Path) -> None:
     run(*RENDER, *TINY, "--out", str(tmp_path / "a"))
     files = {path.name: path.read_bytes() for path in (tmp_path / "a" / "val").iterdir()}
-    assert sorted(files) == sorted(f"2{suffix}" for suffix in SUFFIXES)
+    assert sorted(files) == sorted(f"{SEED}{suffix}" for suffix in SUFFIXES)
     line = json.loads((tmp_path / "a" / "val.jsonl").read_text())
-    assert line["kind"] == "bedroom"
+    assert line["kind"] == "office"
     assert line["void"] == 0
     assert line["intrinsics"][0] == pytest.approx(32 / math.tan(math.radians(line["fov_deg"] / 2)), abs=1e-4)
     assert {class_of(code) for code in line["models"]} <= set(RAW_CLASSES)
 
+    # The shipped scene is this one: a pixel centre of 64 is that of every seventh pixel of 448.
+    shipped = SceneFolder("val")[[entry["seed"] for entry in SceneFolder("val").index].index(SEED)]
+    again = SceneFolder("val", tmp_path / "a")[0]
+    assert line["models"] == shipped.info["models"]
+    assert (again.label == shipped.label[3::7, 3::7]).mean() > 0.998
+    assert (np.abs(again.depth - shipped.depth[3::7, 3::7]) < 0.002).mean() > 0.998
+    assert (
+        np.abs(again.image.astype(int) - shipped.image[3::7, 3::7]).mean() < 12
+    )  # another sampling of light
+
     shutil.copytree(tmp_path / "a", tmp_path / "b")  # as a crash leaves it: a file and half a line missing
-    (tmp_path / "b" / "val" / "2_depth.png").unlink()
+    (tmp_path / "b" / "val" / f"{SEED}_depth.png").unlink()
     (tmp_path / "b" / "val.jsonl").write_text(json.dumps(line)[:50])
     assert "already there" not in run(*RENDER, *TINY, "--out", str(tmp_path / "b"))
     assert (tmp_path / "b" / "val.jsonl").read_text() == (tmp_path / "a" / "val.jsonl").read_text()

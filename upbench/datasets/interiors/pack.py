@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -29,9 +30,10 @@ from upbench.errors import UpbenchError
 
 from .files import DATA_DIR, DROPPED_FILE, SPLITS, SUFFIXES
 
-MAX_SHARD_BYTES = 4_500_000
+SHARD_BYTES = 4_500_000
 INDEX_KEYS = (
-    "seed", "kind", "environment", "fov_deg", "intrinsics", "size", "models", "classes", "void", "depth"
+    "seed", "kind", "environment", "fov_deg", "intrinsics", "size", "spp", "models", "classes", "void",
+    "depth",
 )  # fmt: skip
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed time, so that the same scenes give the same zip file
 
@@ -75,17 +77,17 @@ def pack_split(root: Path, split: str, out: Path, limit: int | None = None) -> d
 
 
 def _shards(folder: Path, scenes: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    shard: list[dict[str, Any]] = []
-    filled = 0
-    for scene in scenes:
-        size = sum((folder / f"{scene['seed']}{suffix}").stat().st_size for suffix in SUFFIXES)
-        if shard and filled + size > MAX_SHARD_BYTES:
-            yield shard
-            shard, filled = [], 0
-        shard.append(scene)
-        filled += size
-    if shard:
-        yield shard
+    """Cuts scenes into runs of about equal size, each of about `SHARD_BYTES` or less."""
+    sizes = [
+        sum((folder / f"{scene['seed']}{suffix}").stat().st_size for suffix in SUFFIXES) for scene in scenes
+    ]
+    count = max(1, math.ceil(sum(sizes) / SHARD_BYTES))
+    shards: list[list[dict[str, Any]]] = [[] for _ in range(count)]
+    before = 0
+    for scene, size in zip(scenes, sizes, strict=True):
+        shards[min(count - 1, before * count // sum(sizes))].append(scene)
+        before += size
+    yield from (shard for shard in shards if shard)
 
 
 def pack(root: Path, out: Path, limits: dict[str, int] | None = None) -> dict[str, dict[str, int]]:
