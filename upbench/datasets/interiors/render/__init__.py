@@ -1,6 +1,13 @@
 """The generator of `interiors`: furnishes rooms, renders them, and writes their exact ground truth.
 
-    python -m upbench.datasets.interiors.render --split train --seed 1000 --count 8 --out rendered
+    pip install 'upbench[render]'
+    apt-get install libllvm19 sweethome3d-furniture
+    npm install --prefix ~/.cache/upbench/render @pmndrs/assets
+    python -m upbench.datasets.interiors.render --split train --seed 5000 --count 8 --out rendered
+    upbench run --datasets interiors:rendered ...
+
+The packed scenes are seeds 1000 to 1097 of `train`, 2000 to 2023 of `val` and 3000 to 3023 of `val_heldout`, less
+those in `dropped.json`, at the default size and samples.
 
 The path of a scene through the modules: `models` (which model is what, and which split may show it) ->
 `catalogue` and `mesh` (furniture files to meshes) -> `layout`, `room` and `themes` (what stands where) with
