@@ -6,8 +6,8 @@
     python -m upbench.datasets.interiors.render --split train --seed 5000 --count 8 --out rendered
     upbench run --datasets interiors:rendered ...
 
-The packed scenes are seeds 1000 to 1097 of `train`, 2000 to 2023 of `val` and 3000 to 3023 of `val_heldout`, less
-those in `dropped.json`, at the default size and samples.
+The packed scenes are seeds 1000 to 1097 of `train`, 2000 to 2023 of `val` and 3000 to 3023 of `val_heldout`,
+less those in `dropped.json`, at the default size and samples.
 
 The path of a scene through the modules: `models` (which model is what, and which split may show it) ->
 `catalogue` and `mesh` (furniture files to meshes) -> `layout`, `room` and `themes` (what stands where) with
