@@ -57,7 +57,7 @@ class AnyUp(Upsampler):
     weights = {
         "dinov2_vits14_focus": Weights(
             "anyup_dinov2_vits14_focus.safetensors",
-            sha256="c49f4cf5ca3417ff2576b1982867d2469eec9fdbdfa617bb3ec60144776ba1b8",
+            sha256="c2f2471858bcd0504e2321c2d2d522fff686f83331e833cbe72cbc28ea052472",
             licence="Apache-2.0; trained on research-only photos",
             backbone="dinov2_vits14_focus",
             notes="trained here on BSDS500 and Urban100; see the card beside the file",

@@ -58,7 +58,7 @@ class RaysUp(Upsampler):
     weights = {
         "dinov2_vits14_focus": Weights(
             "raysup_dinov2_vits14_focus.safetensors",
-            sha256="8cdfafe1b7dda98f6e687ce54676a86098e0b3a0063b5626f83e2ad821f04d09",
+            sha256="db55858d15751ea440166f572852dada2d6097073afcee40ef908cc4eaed32d4",
             licence="Apache-2.0; trained on research-only photos",
             backbone="dinov2_vits14_focus",
             notes="trained here on BSDS500 and Urban100; see the card beside the file",
