@@ -270,30 +270,29 @@ class TestUpsampled:
             Upsampled(Resized(), samples, features, (SIZE, SIZE), camera="mine")
 
 
-@pytest.mark.parametrize("kind", ["none", "standardize", "whiten"])
-def test_conditioning_is_folded_exactly(kind):
+@pytest.mark.parametrize("shrinkage", [0.0, 1.0, 30.0])
+def test_conditioning_is_folded_exactly(shrinkage):
     generator = torch.Generator().manual_seed(1)
     mixing = torch.randn(CHANNELS, CHANNELS, generator=generator)
     x = torch.einsum("dc,nchw->ndhw", mixing, torch.randn(3, CHANNELS, 9, 9, generator=generator)) + 4
-    conditioning = Conditioning.of(x, kind)
+    conditioning = Conditioning.of(x, shrinkage)
+    flat = x.transpose(0, 1).flatten(1)
+    z = conditioning.scale @ (flat - conditioning.mean[:, None])
     weight, bias = torch.randn(5, CHANNELS), torch.randn(5)
-    flat = x.transpose(0, 1).flatten(1) - conditioning.mean[:, None]
-    scale = conditioning.scale
-    z = flat * scale[:, None] if scale.ndim == 1 else scale @ flat
     folded_weight, folded_bias = conditioning.fold(weight, bias)
-    found = folded_weight @ x.transpose(0, 1).flatten(1) + folded_bias[:, None]
+    found = folded_weight @ flat + folded_bias[:, None]
     assert torch.allclose(found, weight @ z + bias[:, None], atol=1e-3)
-    if kind == "standardize":
-        assert torch.allclose(z.std(1, unbiased=False), torch.ones(CHANNELS), atol=1e-3)
-    if kind == "whiten":
-        assert torch.allclose(z @ z.T / z.shape[1], torch.eye(CHANNELS), atol=0.02)
+    variances, axes = torch.linalg.eigh(torch.cov(flat, correction=0))
+    expected = axes @ torch.diag(variances / (variances + shrinkage * variances.mean())) @ axes.T
+    assert torch.allclose(torch.cov(z, correction=0), expected, atol=1e-3)
+    assert torch.allclose(z.mean(1), torch.zeros(CHANNELS), atol=1e-4)
 
 
 def test_a_constant_channel_does_no_harm():
     x = torch.randn(2, 3, 4, 4)
     x[:, 1] = 7
-    for kind in ("standardize", "whiten"):
-        weight, bias = Conditioning.of(x, kind).fold(torch.randn(2, 3), torch.zeros(2))
+    for features in (x, torch.ones(2, 3, 4, 4)):
+        weight, bias = Conditioning.of(features, 0).fold(torch.randn(2, 3), torch.zeros(2))
         assert weight.isfinite().all()
         assert bias.isfinite().all()
 
@@ -449,7 +448,7 @@ class TestProtocol:
             ({"warmup": -0.1}, r"warmup must be in \[0, 1\]"),
             ({"lr": 0.0}, "lr must be in"),
             ({"schedule": "cosin"}, "unknown probe schedule 'cosin'; did you mean 'cosine'"),
-            ({"conditioning": "white"}, "did you mean 'whiten'"),
+            ({"shrinkage": -1.0}, r"shrinkage must be in \[0, 1000\]"),
         ],
     )
     def test_bad_settings_are_named(self, settings, message):

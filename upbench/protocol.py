@@ -21,33 +21,32 @@ class ProbeConfig:
     Attributes:
         epochs: Passes over the training images.
         batch_size: Images per step.
-        lr: Peak learning rate of AdamW, for features that were conditioned (see `conditioning`).
+        lr: Peak learning rate of AdamW, for features that were conditioned (see `shrinkage`).
         weight_decay: Decoupled weight decay of AdamW, on the weight and not on the bias.
         warmup: Share of all steps over which the learning rate rises linearly from 0.
         schedule: "cosine" (to 0 at the last step) or "constant", after the warm-up.
         crop: Side of the random crop of the output that a step sees, as a share of the output's side.
-        conditioning: "standardize" trains on features that have zero mean and unit variance per channel over
-            the training split's low-resolution features, "whiten" besides decorrelates them, "none" leaves
-            them. Each is an affine reparametrisation of the same linear probe, folded into its weight and
-            bias.
+        shrinkage: How far features are decorrelated before the probe is fitted. Along a principal axis of
+            variance v they are scaled by 1 / sqrt(v + shrinkage * m), with m the mean variance of the
+            axes: 0 is whitening, a large value leaves the axes as they are. An affine reparametrisation of
+            the same probe, folded into its weight and bias.
     """
 
-    epochs: int = 80
+    epochs: int = 60
     batch_size: int = 8
     lr: float = 0.01
-    weight_decay: float = 0.2
+    weight_decay: float = 0.3
     warmup: float = 0.05
     schedule: str = "cosine"
     crop: float = 0.25
-    conditioning: str = "standardize"
+    shrinkage: float = 1.0
 
     def __post_init__(self) -> None:
         _choice("probe schedule", self.schedule, ("cosine", "constant"))
-        _choice("probe conditioning", self.conditioning, ("none", "standardize", "whiten"))
-        limits = {"crop": 1, "warmup": 1, "lr": 10, "weight_decay": 10}
+        limits = {"crop": 1, "warmup": 1, "lr": 10, "weight_decay": 10, "shrinkage": 1000}
         for name, high in limits.items():
             low, value = 0, getattr(self, name)
-            zero = name in ("warmup", "weight_decay")
+            zero = name in ("warmup", "weight_decay", "shrinkage")
             if not low <= value <= high or (value == low and not zero):
                 bracket = "[" if zero else "("
                 raise UpbenchError(f"probe {name} must be in {bracket}{low}, {high}], got {value}")
