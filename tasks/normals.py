@@ -33,7 +33,7 @@ class Normals(Task):
     )
     primary = "mean"
     headline = ("mean", "under_11.25")
-    probe = {"epochs": 120, "weight_decay": 1.0}
+    probe = {"weight_decay": 1.0, "shrinkage": 10.0}
     headline = ("mean", "under_11.25")
 
     def probe_channels(self, dataset: Dataset) -> int:
