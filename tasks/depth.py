@@ -49,8 +49,7 @@ class Depth(Task):
     )
     primary = "rmse"
     headline = ("rmse", "delta1", "rmse_edge")
-    probe = {"epochs": 30, "batch_size": 4, "weight_decay": 1.0}
-    headline = ("rmse", "delta1", "rmse_edge")
+    probe = {"epochs": 30, "batch_size": 4, "lr": 0.03, "weight_decay": 0.1, "shrinkage": 10.0}
 
     def probe_channels(self, dataset: Dataset) -> int:
         """One per bin."""
