@@ -32,7 +32,6 @@ class Normals(Task):
         ),
     )
     primary = "mean"
-    headline = ("mean", "under_11.25")
     probe = {"weight_decay": 1.0, "shrinkage": 10.0}
     headline = ("mean", "under_11.25")
 
