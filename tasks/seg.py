@@ -28,7 +28,6 @@ class Segmentation(Task):
     )
     primary = "miou"
     headline = ("miou", "boundary_iou")
-    headline = ("miou", "boundary_iou")
 
     def probe_channels(self, dataset: Dataset) -> int:
         """As many as the dataset has classes."""
