@@ -33,7 +33,6 @@ $(VENV)/.test: $(VENV)/.base pyproject.toml
 
 demo: $(VENV)/.demo
 	$(BIN)/upbench run --methods bilinear,raysup,anyup --tasks seg,depth --preset quick --seeds 3 --out $(DEMO_OUT)
-	$(BIN)/upbench report $(DEMO_OUT)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
