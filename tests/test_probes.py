@@ -149,7 +149,7 @@ class TestUpsampled:
             assert torch.allclose(got, wanted, rtol=rtol, atol=20 * rtol)
 
     @pytest.mark.parametrize(
-        "name", ["nearest", "bilinear", "lanczos", "jbu", "guided_filter", "anyup", "raysup"]
+        "name", ["nearest", "bilinear", "bicubic", "lanczos", "jbu", "guided_filter", "anyup", "raysup"]
     )
     def test_classes_first_equals_dense_first_for_built_in_methods(self, name):
         method = find_method(name).build(channels=CHANNELS)
