@@ -145,7 +145,8 @@ def write_scene(folder: Path, seed: int, image: np.ndarray, truth: Truth) -> str
     hit = (truth.depth > 0)[..., None]
     millimetres = np.clip(np.round(truth.depth * 1000), 0, 65535).astype(np.uint16)
     normal = np.where(hit, np.round(truth.normal * 127) + 128, 0).astype(np.uint8)
-    for suffix, array in zip(SUFFIXES, (image, truth.label, millimetres, normal), strict=True):
+    arrays: tuple[np.ndarray, ...] = (image, truth.label, millimetres, normal)
+    for suffix, array in zip(SUFFIXES, arrays, strict=True):
         buffer = io.BytesIO()
         if suffix == ".jpg":
             Image.fromarray(array).save(buffer, "JPEG", quality=92, subsampling=0)
