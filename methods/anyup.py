@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from upbench.base import Camera, Upsampler
 from upbench.errors import UpbenchError
+from upbench.layers.attention import Position, Projections
+from upbench.layers.convolutions import GROUPS, grid_of, pool, residual_encoder
 from upbench.ops.window import WindowOperator, window_attention, window_operator
 from upbench.ops.windows import fraction_table
 from upbench.weights import Weights
 
 HEADS = 4
-GROUPS = 8
 _CHUNK = 16 * 2**20  # bytes of filter responses at a time
 
 _OFFICIAL = {
@@ -96,13 +97,13 @@ class AnyUp(Upsampler):
         if not 0 < window_ratio <= 1:
             raise UpbenchError(f"anyup: window_ratio {window_ratio} is not in (0, 1]")
         self.window_ratio = window_ratio
-        self.image_encoder = encoder(nn.Conv2d(3, dim, 1, bias=False), dim)
+        self.image_encoder = residual_encoder(nn.Conv2d(3, dim, 1, bias=False), dim)
         self.position = Position(dim)
-        self.query_encoder = encoder(nn.Conv2d(dim, dim, 1, bias=False), dim)
-        self.key_encoder = encoder(nn.Conv2d(dim, dim, 1, bias=False), dim)
-        self.feature_encoder = encoder(UnifiedFeatures(dim, filter_size), dim)
+        self.query_encoder = residual_encoder(nn.Conv2d(dim, dim, 1, bias=False), dim)
+        self.key_encoder = residual_encoder(nn.Conv2d(dim, dim, 1, bias=False), dim)
+        self.feature_encoder = residual_encoder(UnifiedFeatures(dim, filter_size), dim)
         reflect = nn.Conv2d(2 * dim, dim, 3, padding=1, padding_mode="reflect", bias=False)
-        self.aggregation = encoder(reflect, dim)
+        self.aggregation = residual_encoder(reflect, dim)
         self.attention = Projections(dim)
         self._begin_as_similarity()
 
@@ -128,7 +129,7 @@ class AnyUp(Upsampler):
     def forward(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Tensor:
         """See `Upsampler.forward`."""
         queries, keys = self.encode(image, features, output_size)
-        rows, cols = self.tables(_size(features), output_size)
+        rows, cols = self.tables(grid_of(features), output_size)
         return window_attention(queries, keys, features, rows, cols, heads=HEADS, average_heads=True)
 
     def operator(
@@ -137,7 +138,7 @@ class AnyUp(Upsampler):
         """The attention weights of these features; all channels share them (see `Upsampler.operator`)."""
         with torch.no_grad():
             queries, keys = self.encode(image, features, output_size)
-        rows, cols = self.tables(_size(features), output_size)
+        rows, cols = self.tables(grid_of(features), output_size)
         return window_operator(queries, keys, rows, cols, heads=HEADS, average_heads=True)
 
     def encode(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -145,8 +146,8 @@ class AnyUp(Upsampler):
         if image.device.type == "cpu":  # faster there for convolutions, position and projections
             image = image.contiguous(memory_format=torch.channels_last)
         encoding = self.position(self.image_encoder(image))
-        guide = _pool(self.key_encoder(encoding), _size(features))
-        queries = _pool(self.query_encoder(encoding), output_size)
+        guide = pool(self.key_encoder(encoding), grid_of(features))
+        queries = pool(self.query_encoder(encoding), output_size)
         del encoding
         keys = self.aggregation(torch.cat([guide, self.feature_encoder(features)], 1))
         projected: tuple[Tensor, Tensor] = self.attention(queries, keys)
@@ -184,68 +185,6 @@ class AnyUp(Upsampler):
         return converted
 
 
-class Block(nn.Module):
-    """A residual of GroupNorm - SiLU - 1x1 convolution, twice."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.norm1 = nn.GroupNorm(GROUPS, dim)
-        self.conv1 = nn.Conv2d(dim, dim, 1, bias=False)
-        self.norm2 = nn.GroupNorm(GROUPS, dim)
-        self.conv2 = nn.Conv2d(dim, dim, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, dim, H, W]` to the same shape."""
-        inplace = not torch.is_grad_enabled()
-        y: Tensor = self.conv1(F.silu(self.norm1(x), inplace))
-        y = self.conv2(F.silu(self.norm2(y), inplace))
-        return y.add_(x) if y.dtype == x.dtype else x + y  # under autocast x may be the more precise
-
-
-def encoder(stem: nn.Module, dim: int) -> nn.Sequential:
-    """A stem to `dim` channels and two residual blocks."""
-    return nn.Sequential(stem, Block(dim), Block(dim))
-
-
-class Position(nn.Module):
-    """Multiplies channels by waves of the position, in pairs (c, c + dim / 2).
-
-    The official code starts channels of the first half from the row and of the second from the column;
-    trained checkpoints mix both, so that it is a rotation in form only.
-    """
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        base = 2 * math.pi * 100 ** torch.linspace(0, -1, dim // 4)
-        waves = torch.zeros(2, dim)
-        waves[0, : dim // 2] = waves[1, dim // 2 :] = base.repeat(2)
-        self.frequencies = nn.Parameter(waves)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, dim, H, W]` to the same shape; both axes run from 0 to 1, ends included."""
-        rows, cols = (self._waves(axis, size) for axis, size in enumerate(_size(x)))
-        half = int(x.shape[1]) // 2
-        a, b = x.permute(0, 2, 3, 1).split(half, 3)
-        cos, sin = _outer(rows[..., :half], cols[..., :half])
-        first = torch.addcmul(a * cos, b, sin, value=-1).to(x.dtype)
-        cos, sin = _outer(rows[..., half:], cols[..., half:])
-        second = torch.addcmul(b * cos, a, sin).to(x.dtype)
-        return torch.cat([first, second], 3).permute(0, 3, 1, 2)
-
-    def _waves(self, axis: int, size: int) -> Tensor:
-        """Cosine and sine along an axis, `[2, size, dim]`."""
-        place = torch.linspace(0, 1, size, device=self.frequencies.device)
-        angle = place[:, None] * self.frequencies[axis].float()
-        return torch.stack([angle.cos(), angle.sin()])
-
-
-def _outer(rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
-    """`[2, H, dim]` and `[2, W, dim]`: cosine and sine `[H, W, dim]` of the sums of the angles."""
-    cos_r, sin_r = rows.unsqueeze(2)
-    cos_c, sin_c = cols.unsqueeze(1)
-    return torch.addcmul(cos_r * cos_c, sin_r, sin_c, value=-1), torch.addcmul(sin_r * cos_c, cos_r, sin_c)
-
-
 class UnifiedFeatures(nn.Module):
     """A description of the features' local structure, of the same size for any number of channels.
 
@@ -279,51 +218,8 @@ class UnifiedFeatures(nn.Module):
         return torch.cat(parts, 1).permute(0, 3, 1, 2).to(features.dtype)
 
 
-class Projections(nn.Module):
-    """Queries and keys of the attention: queries through a 3x3 convolution; both normalised and projected."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(dim, dim, 3, padding=1, bias=False)
-        self.query_norm = RMSNorm(dim)
-        self.key_norm = RMSNorm(dim)
-        self.query, self.key, self.value, self.output = (nn.Linear(dim, dim) for _ in range(4))
-        for unused in (self.value, self.output):
-            unused.requires_grad_(False)
-
-    def forward(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """`[B, dim, H, W]` and `[B, dim, h, w]` to the same shapes."""
-        queries = self.query_norm(self.conv(queries))
-        return _project(self.query, queries), _project(self.key, self.key_norm(keys))
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square norm over the channels of a map; epsilon is that of the data type."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, dim, H, W]` to the same shape."""
-        scale = torch.rsqrt(x.square().mean(1, keepdim=True) + torch.finfo(x.dtype).eps)
-        return x * scale * self.weight.view(-1, 1, 1)
-
-
-def _project(linear: nn.Linear, x: Tensor) -> Tensor:
-    return F.conv2d(x, linear.weight[:, :, None, None], linear.bias)
-
-
-def _pool(x: Tensor, size: tuple[int, int]) -> Tensor:
-    return x if _size(x) == size else F.adaptive_avg_pool2d(x, size)
-
-
 def _taps(size: int, reach: int, like: Tensor) -> Tensor:
     """`[size]` how many of a filter's taps lie inside an axis."""
     place = torch.arange(size, device=like.device)
     inside = (place + reach).clamp(max=size - 1) - (place - reach).clamp(min=0) + 1
     return inside.to(like.dtype)
-
-
-def _size(x: Tensor) -> tuple[int, int]:
-    return int(x.shape[-2]), int(x.shape[-1])

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A module may import from its own floor and from the floors below it.
 FLOORS = [
     {"errors", "plugin", "__init__"},
-    {"base", "records", "config", "protocol", "metrics", "ops", "cache", "progress", "environment",
+    {"base", "records", "config", "protocol", "metrics", "ops", "layers", "cache", "progress", "environment",
      "checkpoint", "download"},
     {"registry", "backbones", "packaged", "weights", "datasets", "features", "upsampled", "probes", "cost",
      "macs", "peakmemory", "train", "traindata", "trainconfig", "modelcard", "report", "testing"},

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from upbench.errors import UpbenchError
+from upbench.layers.attention import Position, RMSNorm
 from upbench.macs import count_macs
 from upbench.methods import anyup
-from upbench.methods.anyup import AnyUp, Position, RMSNorm, UnifiedFeatures
+from upbench.methods.anyup import AnyUp, UnifiedFeatures
 from upbench.ops.operator import project
 from upbench.weights import load_method
 

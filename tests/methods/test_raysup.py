@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from upbench.base import Camera, Setting
 from upbench.errors import UpbenchError
+from upbench.layers.rays import default_intrinsics, ray_directions
 from upbench.macs import count_macs
-from upbench.methods.raysup import RaysUp, default_intrinsics, ray_directions
+from upbench.methods.raysup import RaysUp
 from upbench.ops.operator import project
 from upbench.weights import load_method
 

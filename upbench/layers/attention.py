@@ -1,0 +1,85 @@
+"""What JAFAR and AnyUp share: waves of the position, and the projections of their attention."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from upbench.layers.convolutions import grid_of
+
+
+class Position(nn.Module):
+    """Multiplies channels by waves of the position, in pairs (c, c + dim / 2).
+
+    The official code starts channels of the first half from the row and of the second from the column;
+    trained checkpoints mix both, so that it is a rotation in form only.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        base = 2 * math.pi * 100 ** torch.linspace(0, -1, dim // 4)
+        waves = torch.zeros(2, dim)
+        waves[0, : dim // 2] = waves[1, dim // 2 :] = base.repeat(2)
+        self.frequencies = nn.Parameter(waves)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, dim, H, W]` to the same shape; both axes run from 0 to 1, ends included."""
+        rows, cols = (self._waves(axis, size) for axis, size in enumerate(grid_of(x)))
+        half = int(x.shape[1]) // 2
+        a, b = x.permute(0, 2, 3, 1).split(half, 3)
+        cos, sin = _outer(rows[..., :half], cols[..., :half])
+        first = torch.addcmul(a * cos, b, sin, value=-1).to(x.dtype)
+        cos, sin = _outer(rows[..., half:], cols[..., half:])
+        second = torch.addcmul(b * cos, a, sin).to(x.dtype)
+        return torch.cat([first, second], 3).permute(0, 3, 1, 2)
+
+    def _waves(self, axis: int, size: int) -> Tensor:
+        """Cosine and sine along an axis, `[2, size, dim]`."""
+        place = torch.linspace(0, 1, size, device=self.frequencies.device)
+        angle = place[:, None] * self.frequencies[axis].float()
+        return torch.stack([angle.cos(), angle.sin()])
+
+
+def _outer(rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
+    """`[2, H, dim]` and `[2, W, dim]`: cosine and sine `[H, W, dim]` of the sums of the angles."""
+    cos_r, sin_r = rows.unsqueeze(2)
+    cos_c, sin_c = cols.unsqueeze(1)
+    return torch.addcmul(cos_r * cos_c, sin_r, sin_c, value=-1), torch.addcmul(sin_r * cos_c, cos_r, sin_c)
+
+
+class Projections(nn.Module):
+    """Queries and keys of the attention: queries through a 3x3 convolution; both normalised and projected."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1, bias=False)
+        self.query_norm = RMSNorm(dim)
+        self.key_norm = RMSNorm(dim)
+        self.query, self.key, self.value, self.output = (nn.Linear(dim, dim) for _ in range(4))
+        for unused in (self.value, self.output):
+            unused.requires_grad_(False)
+
+    def forward(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """`[B, dim, H, W]` and `[B, dim, h, w]` to the same shapes."""
+        queries = self.query_norm(self.conv(queries))
+        return _project(self.query, queries), _project(self.key, self.key_norm(keys))
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the channels of a map; epsilon is that of the data type."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, dim, H, W]` to the same shape."""
+        scale = torch.rsqrt(x.square().mean(1, keepdim=True) + torch.finfo(x.dtype).eps)
+        return x * scale * self.weight.view(-1, 1, 1)
+
+
+def _project(linear: nn.Linear, x: Tensor) -> Tensor:
+    return F.conv2d(x, linear.weight[:, :, None, None], linear.bias)
