@@ -19,7 +19,6 @@ from __future__ import annotations
 import copy
 import gc
 import hashlib
-import inspect
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -37,6 +36,7 @@ from upbench.environment import cpu_name
 from upbench.errors import UpbenchError, unknown
 from upbench.macs import MacCount, count_macs
 from upbench.peakmemory import PeakMemory, Sizes, cpu_peak_memory
+from upbench.sources import source_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WARM_UP = 3
@@ -204,7 +204,7 @@ def cost_key(
         precision,
         torch.__version__,
         upbench.__version__,
-        _source(inspect.getsourcefile(method)),
+        _source(source_files(method)),
     )
     digest = hashlib.sha256("\x1f".join(str(p) for p in parts).encode()).hexdigest()[:12]
     h, w = sizes.output_size
@@ -241,15 +241,12 @@ def _pair(size: Sequence[int]) -> tuple[int, int]:
 
 
 @cache
-def _source(file: str | None) -> str:
-    """Hash of the code that a measurement depends on: the method's file and the shared operations."""
+def _source(files: tuple[Path, ...]) -> str:
+    """Hash of the code that a measurement depends on: the method's files and those that measure."""
     digest = hashlib.sha256()
     core = Path(__file__).parent
-    own = [Path(file)] if file else []
-    ours = [core / f"{name}.py" for name in ("base", "cost", "macs", "peakmemory")]
-    for source in [*own, *ours, *sorted((core / "ops").glob("*.py"))]:
-        if source.is_file():
-            digest.update(source.read_bytes())
+    for source in (*files, *(core / f"{name}.py" for name in ("base", "cost", "macs", "peakmemory"))):
+        digest.update(source.read_bytes())
     return digest.hexdigest()
 
 

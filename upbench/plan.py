@@ -6,20 +6,18 @@ finished cell is known again.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from upbench.backbones import Backbone
 from upbench.base import Setting, Task, Upsampler
-from upbench.cache import sha256_file
 from upbench.config import Cell, MethodSpec, RunConfig
 from upbench.datasets.base import Dataset
 from upbench.errors import UpbenchError, unknown
 from upbench.protocol import ProbeConfig, find_preset
 from upbench.registry import find_method, find_task, load_plugin_files, open_dataset, plugins
+from upbench.sources import source_fingerprint
 from upbench.weights import load_method, resolve
 
 
@@ -92,7 +90,7 @@ def make_plan(config: RunConfig, load: Callable[[str, str], Backbone]) -> list[P
         task = find_task(cell.task)()
         inputs = {
             **methods[cell.method],
-            "task_source": _source(type(task)),
+            "task_source": source_fingerprint(type(task)),
             "dataset": fingerprints[cell.dataset],
             "backbone": backbones[cell.backbone].fingerprint,
             "protocol": find_preset(cell.preset).protocol,
@@ -168,7 +166,7 @@ def _check_method(spec: MethodSpec) -> dict[str, Any]:
         raise UpbenchError(f"method '{spec.name}' uses no camera")
     weights = resolve(cls, spec.weights)
     return {
-        "method_source": _source(cls),
+        "method_source": source_fingerprint(cls),
         "weights": {"name": weights.name, "sha256": weights.sha256},
     }
 
@@ -204,11 +202,3 @@ def _skip_method(spec: MethodSpec, setting: Setting) -> str:
         except Exception:  # a fault of the method's own: its cells fail, each with the traceback
             return ""
     return reason or ""
-
-
-def _source(cls: type) -> str | None:
-    """SHA-256 of the file that a plugin was written in; None where it has no file."""
-    try:
-        return sha256_file(Path(inspect.getfile(cls)))
-    except (TypeError, OSError, UpbenchError):
-        return None
