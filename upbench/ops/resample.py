@@ -42,6 +42,35 @@ def resize(values: Tensor, output_size: tuple[int, int], mode: Mode) -> Tensor:
     return values.clone() if smaller == (h, w) == (out_h, out_w) else values
 
 
+def to_size(values: Tensor, output_size: tuple[int, int]) -> Tensor:
+    """What a method with a fixed ratio does last: its output, at the size that was asked for.
+
+    Bilinear, and antialiased along an axis that shrinks, as `resize` is: the next native size can be much
+    larger than the output, and pixels must not be skipped.
+
+    Args:
+        values: `[B, C, h, w]` at the native size.
+        output_size: (H, W).
+
+    Returns:
+        `[B, C, H, W]`; `values` itself where the size is right, so that nothing is copied.
+    """
+    return (
+        values if tuple(values.shape[-2:]) == tuple(output_size) else resize(values, output_size, "bilinear")
+    )
+
+
+def doublings(feature_size: tuple[int, int], output_size: tuple[int, int]) -> int:
+    """How often a map must be doubled until neither axis is smaller than the output; at least once.
+
+    The number of steps of a method that upsamples x2 at a time, before `to_size`.
+    """
+    steps = 1
+    while any(n << steps < out for n, out in zip(feature_size, output_size, strict=True)):
+        steps += 1
+    return steps
+
+
 def _shrink(values: Tensor, size: tuple[int, int], mode: Mode) -> Tensor:
     x = values.to(torch.promote_types(values.dtype, torch.float32))
     if size[1] == 1 < size[0]:  # PyTorch's kernel repeats one row where the result is one column wide
