@@ -194,6 +194,17 @@ class TestUpsampled:
                     up.logits(i, weight, bias)
             assert method.asked == calls
 
+    def test_preparing_computes_what_will_be_kept_and_no_more(self):
+        size = view(Attending())._view(0).nbytes()
+        for budget, asked in ((100 * size, 5), (3 * size // 2, 4), (0, 1)):
+            method = Attending()
+            up = view(method, budget=budget)
+            up.prepare("test")
+            assert method.asked == asked
+            used = up.nbytes()
+            up.prepare("again")
+            assert up.nbytes() == used
+
     def test_values_too_large_for_float16_stay_in_float32(self):
         class Large(Bent):
             def forward(self, image, features, output_size):

@@ -104,15 +104,16 @@ def test_finished_cells_are_kept_and_failed_ones_retried(toy, out, monkeypatch):
     config = toy.config(out, "toy_smooth,toy_fails")
     first = by_method(run(config))
     calls = count_calls(monkeypatch, work, "train_probe")
-    run(config)
-    assert calls["train_probe"] == 1, "that of the failed cell, which fails in its first step"
+    retried = by_method(run(config))
+    assert calls["train_probe"] == 0, "the failed cell fails before its first step"
+    assert retried["toy_fails"].started != first["toy_fails"].started
     monkeypatch.setenv("TOY_HEALED", "1")
     second = by_method(run(config))
     assert second["toy_fails"].status == "ok"
-    assert calls["train_probe"] == 1 + 2
+    assert calls["train_probe"] == 2
     assert second["toy_smooth"].started == first["toy_smooth"].started
     run(dataclasses.replace(config, force=True))
-    assert calls["train_probe"] == 3 + 4
+    assert calls["train_probe"] == 2 + 4
 
 
 def test_what_changed_is_run_again(toy, out, monkeypatch, capsys):

@@ -13,6 +13,7 @@ from upbench.base import Camera, Upsampler
 from upbench.datasets.base import Sample
 from upbench.errors import UpbenchError
 from upbench.ops.operator import FunctionOperator, Operator, project
+from upbench.progress import track
 
 DEFAULT_BUDGET = 3_000_000_000
 """Bytes that one split's kept operators or dense maps may take."""
@@ -139,6 +140,17 @@ class Upsampled:
             )
         first: Tensor = out[0]
         return first
+
+    def prepare(self, description: str) -> None:
+        """Computes what is kept of each image now, with a progress bar, instead of when it is first needed.
+
+        Ends at the first image that no longer fits the budget. Args: description: Of the progress bar.
+        """
+        missing = [index for index in range(len(self)) if index not in self._store.items]
+        for index in track(missing, description):
+            self._view(index)
+            if index not in self._store.items:
+                break
 
     def nbytes(self) -> int:
         """Bytes that are kept at the moment."""

@@ -194,6 +194,8 @@ class Worker:
         per_image: dict[str, dict[str, Any]] = {}
         train = self.upsampled(cell, dataset.train_split)
         train_samples = self.samples(cell, dataset.train_split)
+        for split in splits(dataset):
+            self.upsampled(cell, split).prepare(f"{cell.method.title} · upsampling {split}")
         counts = {split: len(self.samples(cell, split)) for split in dataset.eval_splits}
         steps = len(cell.seeds) * (training_steps(len(train_samples), config) + sum(counts.values()))
         with bar(f"{cell.method.title} · {cell.task}", total=steps) as progress:
