@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from upbench import store
 from upbench.base import Camera, Upsampler
+from upbench.cache import cache_dir
 from upbench.datasets.base import Dataset, Sample
 from upbench.errors import UpbenchError
 from upbench.ops.operator import FunctionOperator
@@ -128,6 +130,12 @@ def probe(outputs: int = 5) -> tuple[Tensor, Tensor]:
 CROPS = [None, (slice(0, 12), slice(12, 24)), (slice(5, 6), slice(0, 24)), (slice(3, 20), slice(7, 9))]
 
 
+@pytest.fixture
+def full_disk(monkeypatch):
+    """No file has room: what is not kept in memory is computed anew."""
+    monkeypatch.setattr(store, "DISK_RESERVE", 1 << 62)
+
+
 class TestUpsampled:
     @pytest.mark.parametrize("method", [Resized(), Attending(), Bent()], ids=lambda m: type(m).__name__)
     @pytest.mark.parametrize("crop", CROPS)
@@ -167,7 +175,7 @@ class TestUpsampled:
             strips = up.logits(1, weight, bias)
         assert torch.allclose(strips, up.logits(1, weight, bias), rtol=1e-5, atol=1e-5)
 
-    def test_operators_are_made_once_and_kept_as_the_budget_allows(self):
+    def test_operators_are_made_once_and_kept_as_the_budget_allows(self, full_disk):
         weight, bias = probe()
         results, kept = [], []
         size = view(Attending())._view(0).nbytes()
@@ -184,7 +192,7 @@ class TestUpsampled:
             assert torch.equal(result, half[0])  # whether it fits or not, it is rounded alike
         assert 0 < (half[0] - exact).abs().max() < 5e-3 * exact.abs().max()
 
-    def test_dense_maps_are_kept_too(self):
+    def test_dense_maps_are_kept_too(self, full_disk):
         weight, bias = probe()
         for budget, calls in ((10**9, 5), (0, 10)):
             method = Bent()
@@ -194,7 +202,37 @@ class TestUpsampled:
                     up.logits(i, weight, bias)
             assert method.asked == calls
 
-    def test_preparing_computes_what_will_be_kept_and_no_more(self):
+    @pytest.mark.parametrize("make", [Attending, Bent], ids=["operators", "maps"])
+    def test_what_memory_has_no_room_for_goes_to_files_without_a_name(self, make, full_disk, monkeypatch):
+        weight, bias = probe()
+        crop = (slice(3, 11), slice(0, 24))
+        without = view(make(), budget=0)
+        expected = [without.logits(i, weight, bias, crop) for i in range(5)]
+        monkeypatch.setattr(store, "DISK_RESERVE", 0)
+        method = make()
+        up = view(method, budget=0)
+        for _ in range(2):
+            for i in range(5):
+                assert torch.equal(up.logits(i, weight, bias, crop), expected[i])
+        assert method.asked == 5
+        assert up.nbytes() == 0
+        assert up._store.spilled > 0
+        assert list(cache_dir("scratch").iterdir()) == []
+
+    def test_a_disk_that_cannot_be_written_costs_time_only(self, monkeypatch):
+        def full(*args, **kwargs):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(torch, "save", full)
+        method = Attending()
+        up = view(method, budget=0)
+        weight, bias = probe()
+        for _ in range(2):
+            up.logits(0, weight, bias)
+        assert method.asked == 2
+        assert list(cache_dir("scratch").iterdir()) == []
+
+    def test_preparing_computes_what_will_be_kept_and_no_more(self, full_disk):
         size = view(Attending())._view(0).nbytes()
         for budget, asked in ((100 * size, 5), (3 * size // 2, 4), (0, 1)):
             method = Attending()

@@ -4,7 +4,6 @@ allows."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from upbench.datasets.base import Sample
 from upbench.errors import UpbenchError
 from upbench.ops.operator import FunctionOperator, Operator, project
 from upbench.progress import track
+from upbench.store import Store
 
 DEFAULT_BUDGET = 3_000_000_000
 """Bytes that one split's kept operators or dense maps may take."""
@@ -32,9 +32,9 @@ class Upsampled:
     `upbench.ops.operator`), K / C of the cost. Otherwise the dense features are computed and the probe is
     applied to them.
 
-    Operators (dense maps) are computed when first asked for and kept while they fit `budget`: as they are
-    where the whole split fits, else in float16, and those beyond the budget are computed anew each time.
-    One object serves every task and every seed of a method on a split.
+    Operators (dense maps) are computed when first asked for, and kept (see `upbench.store`): as they are
+    where the whole split fits `budget`, else in float16. One object serves every task and every seed of a
+    method on a split.
 
     Attributes:
         features: `[N, C, h, w]` float32 low-resolution features, on `device`.
@@ -62,7 +62,7 @@ class Upsampled:
             output_size: (H, W).
             camera: "dataset" gives methods that use a camera that of each sample; None gives them none.
             device: Where to compute.
-            budget: Bytes to keep operators and dense maps in.
+            budget: Bytes of memory to keep operators and dense maps in.
 
         Raises:
             UpbenchError: Counts that do not match, features that are not finite, or an unknown `camera`.
@@ -80,7 +80,7 @@ class Upsampled:
         self.features = features.to(self.device, torch.float32)
         self.output_size = output_size
         self.camera = camera if method.uses_camera else None
-        self._store = _Store(budget, len(samples))
+        self._store = Store(budget, len(samples), spill=self.device.type == "cpu")
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -144,12 +144,12 @@ class Upsampled:
     def prepare(self, description: str) -> None:
         """Computes what is kept of each image now, with a progress bar, instead of when it is first needed.
 
-        Ends at the first image that no longer fits the budget. Args: description: Of the progress bar.
+        Ends at the first image for which there is no room. Args: description: Of the progress bar.
         """
-        missing = [index for index in range(len(self)) if index not in self._store.items]
+        missing = [index for index in range(len(self)) if index not in self._store]
         for index in track(missing, description):
             self._view(index)
-            if index not in self._store.items:
+            if index not in self._store:
                 break
 
     def nbytes(self) -> int:
@@ -158,7 +158,7 @@ class Upsampled:
 
     def _view(self, index: int) -> Operator | Tensor:
         """The image's operator, else its dense features; from memory where it is kept."""
-        kept = self._store.items.get(index)
+        kept = self._store.get(index)
         if kept is None:
             image, features, camera = self._inputs(index)
             with torch.no_grad():
@@ -193,46 +193,3 @@ class Upsampled:
             f"method '{self.method.name}': its operator gives values that are not finite for image "
             f"'{self.samples[index].name}'"
         )
-
-
-@dataclass
-class _Store:
-    """Operators and dense maps of some images, within a budget.
-
-    Attributes:
-        budget: Bytes.
-        count: How many images may come.
-        items: What is kept, by image.
-        used: Bytes that it takes.
-    """
-
-    budget: int
-    count: int
-    items: dict[int, Operator | Tensor] = field(default_factory=dict)
-    used: int = 0
-
-    def offer(self, index: int, item: Operator | Tensor) -> Operator | Tensor:
-        """Keeps an item where there is room, and returns it as it is kept.
-
-        What is not kept is returned in the same precision as its neighbours, so that a result does not
-        depend on which images happened to fit.
-        """
-        if _nbytes(item) * self.count > self.budget:
-            item = _halve(item)
-        size = _nbytes(item)
-        if self.used + size <= self.budget:
-            self.items[index] = item
-            self.used += size
-        return item
-
-
-def _nbytes(item: Operator | Tensor) -> int:
-    return item.nbytes() if isinstance(item, Operator) else item.numel() * item.element_size()
-
-
-def _halve(item: Operator | Tensor) -> Operator | Tensor:
-    """In float16, unless values are too large for it."""
-    if isinstance(item, Operator):
-        return item.to(torch.float16)
-    half = item.half()
-    return half if bool(half.isfinite().all()) else item
