@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,26 +10,63 @@ import torch
 from torch import Tensor, nn
 
 from upbench.base import Camera, Setting, Upsampler
-from upbench.errors import UpbenchError
+from upbench.errors import UpbenchError, unknown
 from upbench.layers.convolutions import GROUPS, Branch, grid_of, pool
-from upbench.layers.rays import ray_directions, rotate, rotation
+from upbench.layers.rays import (
+    ORIGINAL_SIZES,
+    axial_rotation,
+    ray_angles,
+    ray_directions,
+    ray_moments,
+    ray_origins,
+    rotate,
+    rotation,
+)
 from upbench.ops.window import WindowOperator, window_attention, window_operator
 from upbench.ops.windows import neighbourhood_table
 from upbench.weights import Weights
 
-HEADS = 4  # one per branch of the encoder
-# Branch: kernel (rows x columns), blocks, dilation, reflect padding (rows, columns).
-BRANCHES: dict[str, tuple[tuple[int, int], int, int, tuple[int, int]]] = {
-    "center": ((1, 1), 2, 1, (0, 0)),
-    "horizontal": ((1, 3), 1, 1, (0, 1)),
-    "vertical": ((3, 1), 1, 1, (1, 0)),
-    "corners": ((2, 2), 1, 2, (1, 1)),
+HEADS = 4
+Shape = tuple[tuple[int, int], int, int, tuple[int, int]]
+_POINT: Shape = ((1, 1), 2, 1, (0, 0))
+# Branches of each encoder: kernel (rows x columns), blocks, dilation, reflect padding (rows, columns). They
+# have equal parts of the channels: four of them are a head each, one of two is two heads.
+ENCODERS: dict[str, dict[str, Shape]] = {
+    "decoupled": {
+        "center": _POINT,
+        "horizontal": ((1, 3), 1, 1, (0, 1)),
+        "vertical": ((3, 1), 1, 1, (1, 0)),
+        "corners": ((2, 2), 1, 2, (1, 1)),
+    },
+    "parallel": {
+        "center": _POINT,
+        "horizontal": ((1, 3), 1, 1, (0, 1)),
+        "vertical": ((3, 1), 1, 1, (1, 0)),
+        "square": ((3, 3), 1, 1, (1, 1)),
+    },
+    "multi": {
+        "center": _POINT,
+        "horizontal": ((1, 3), 2, 1, (0, 1)),
+        "vertical": ((3, 1), 2, 1, (1, 0)),
+        "square": ((3, 3), 2, 1, (1, 1)),
+    },
+    "dual": {"center": _POINT, "square": ((3, 3), 2, 1, (1, 1))},
+    "single": {"center": _POINT},
 }
+POSITIONS = ("rayPE", "rope", "sinrays", "none")
+RAY_COORDINATES = ("origin_direction", "plucker")
 _OFFICIAL = {
-    "image_tokenizer.img_encoder.enc_center.": "encoder.center.",
-    "image_tokenizer.img_encoder.enc_horiz.": "encoder.horizontal.",
-    "image_tokenizer.img_encoder.enc_vert.": "encoder.vertical.",
-    "image_tokenizer.img_encoder.enc_corners.": "encoder.corners.",
+    f"image_tokenizer.img_encoder.enc_{theirs}.": f"encoder.{ours}."
+    for theirs, ours in (
+        ("center", "center"),
+        ("horiz", "horizontal"),
+        ("vert", "vertical"),
+        ("corners", "corners"),
+        ("1x1", "center"),
+        ("1x3", "horizontal"),
+        ("3x1", "vertical"),
+        ("3x3", "square"),
+    )
 }
 
 
@@ -43,7 +81,8 @@ class RaysUp(Upsampler):
     large as they are, where the official code fails; `kernel_size` has an effect, which there it has not;
     without weights, attention begins close to bilinear interpolation, from where training gets further in
     few steps. As there, the image size that intrinsics refer to is taken from the largest principal point
-    of the batch, so with cameras the images of a batch influence one another.
+    of the batch, so with cameras the images of a batch influence one another; `original_size="image"` is the
+    corrected form. The options are the paper's ablations; docs/raysup.md has them in formulas.
     """
 
     name = "raysup"
@@ -65,21 +104,60 @@ class RaysUp(Upsampler):
     }
     default_weights = "dinov2_vits14_focus"
 
-    def __init__(self, channels: int = 384, *, dim: int = 256, kernel_size: int = 6) -> None:
+    def __init__(
+        self,
+        channels: int = 384,
+        *,
+        dim: int = 256,
+        kernel_size: int = 6,
+        encoder: str = "decoupled",
+        position: str = "rayPE",
+        ray_coordinates: str = "origin_direction",
+        original_size: str = "principal_point",
+    ) -> None:
         """Builds the method with random weights.
 
         Args:
             channels: C of the features, a multiple of 4; no parameter depends on it.
-            dim: Channels of queries and keys; each of the four branches, and so each head, has a quarter.
-            kernel_size: Side of the window in features.
+            dim: Channels of queries and keys; each of the four heads has a quarter.
+            kernel_size: Side of the window in features, odd or even.
+            encoder: Branches of the guidance encoder: "decoupled" (released: 1x1, 1x3, 3x1 and the corners of
+                3x3; 102,592 parameters), "parallel" (1x1, 1x3, 3x1, 3x3; 144,512), "multi" (the same with two
+                blocks in each; 268,544), "dual" (1x1 and 3x3, two blocks, as NAF's; 662,528) or "single" (1x1
+                of all channels, two blocks; 266,240).
+            position: "rayPE" (rotations by rays), "rope" (rotations by pixel coordinates, as in NAF),
+                "sinrays" (a learned projection of the sines and cosines of RayPE's angles is added to queries
+                and keys) or "none".
+            ray_coordinates: "origin_direction" (released) or "plucker" (direction and moment, as the paper
+                has it); the same under the identity pose.
+            original_size: Image size that intrinsics refer to, "principal_point" (released) or "image"; see
+                `upbench.layers.rays.ray_directions`.
+
+        Raises:
+            UpbenchError: A value that is none of these.
         """
         super().__init__(channels)
         if dim < HEADS * GROUPS or dim % (HEADS * GROUPS):
             raise UpbenchError(f"raysup: dim {dim} is not a multiple of {HEADS * GROUPS}")
         if kernel_size < 1:
             raise UpbenchError(f"raysup: kernel_size {kernel_size} is not positive")
+        for option, value, choices in (
+            ("encoder", encoder, ENCODERS),
+            ("position", position, POSITIONS),
+            ("ray_coordinates", ray_coordinates, RAY_COORDINATES),
+            ("original_size", original_size, ORIGINAL_SIZES),
+        ):
+            if value not in choices:
+                raise unknown(f"{option} of raysup", str(value), choices)
         self.kernel_size = kernel_size
-        self.encoder = GuidanceEncoder(dim // HEADS)
+        self.head_dim = dim // HEADS
+        self.position = position
+        self.ray_coordinates = ray_coordinates
+        self.original_size = original_size
+        self.encoder = GuidanceEncoder(dim, encoder)
+        self.ray_features = RayFeatures(dim) if position == "sinrays" else None
+        for branch in self.encoder.children():
+            _begin_as_interpolation(branch[-1].conv2, position, self.head_dim)
 
     def forward(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], camera: Camera | None = None
@@ -105,18 +183,43 @@ class RaysUp(Upsampler):
         output_size: tuple[int, int],
         camera: Camera | None,
     ) -> tuple[Tensor, Tensor]:
-        """Rotated queries `[B, dim, H, W]` and keys `[B, dim, h, w]`."""
+        """Queries `[B, dim, H, W]` and keys `[B, dim, h, w]` that know their positions."""
         grids = (output_size, feature_size)
-        rotations = [rotation(ray_directions(image, grid, camera), self.encoder.dim) for grid in grids]
+        rotations = [self._rotation(image, grid, camera) for grid in grids]
+        encoded = image
         if image.device.type == "cpu":  # twice as fast there for small kernels
-            image = image.contiguous(memory_format=torch.channels_last)
-        halves: tuple[list[Tensor], list[Tensor]] = ([], [])
+            encoded = image.contiguous(memory_format=torch.channels_last)
+        heads: tuple[list[Tensor], list[Tensor]] = ([], [])
         for branch in self.encoder.children():
-            encoding = branch(image)  # pooled at once: the full encoding is never held
-            for parts, grid, (cos, sin) in zip(halves, grids, rotations, strict=True):
-                pooled = pool(encoding, grid)
-                parts.extend(rotate(pooled, cos, sin))
-        return torch.cat(halves[0], 1), torch.cat(halves[1], 1)
+            encoding = branch(encoded)  # pooled at once: the full encoding is never held
+            for parts, grid, turn in zip(heads, grids, rotations, strict=True):
+                for head in pool(encoding, grid).split(self.head_dim, 1):
+                    parts.extend((head,) if turn is None else rotate(head, *turn))
+        queries, keys = torch.cat(heads[0], 1), torch.cat(heads[1], 1)
+        if self.ray_features is None:
+            return queries, keys
+        marks = [self.ray_features(*self._rays(image, grid, camera)) for grid in grids]
+        return queries + marks[0].to(queries.dtype), keys + marks[1].to(keys.dtype)
+
+    def _rotation(
+        self, image: Tensor, grid: tuple[int, int], camera: Camera | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """Cosine and sine that the heads of a grid are rotated by, if they are."""
+        if self.position == "rope":
+            return axial_rotation(grid, self.head_dim, image.device)
+        if self.position != "rayPE":
+            return None
+        directions, others = self._rays(image, grid, camera)
+        moments = others if self.ray_coordinates == "plucker" else None  # rotations by origins cancel
+        return rotation(directions, self.head_dim, moments)
+
+    def _rays(
+        self, image: Tensor, grid: tuple[int, int], camera: Camera | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Directions of a grid's rays, and their moments or origins (None where they are zero)."""
+        directions = ray_directions(image, grid, camera, self.original_size)
+        others = ray_moments if self.ray_coordinates == "plucker" else ray_origins
+        return directions, others(directions, camera)
 
     def tables(self, feature_size: tuple[int, int], output_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """The low-resolution rows and columns that each output row and column sees."""
@@ -135,9 +238,34 @@ class RaysUp(Upsampler):
 
     @classmethod
     def options_from(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """`dim`, from the first convolution."""
-        stem = cls.convert_state(state).get("encoder.center.0.weight")
-        return {} if stem is None or stem.ndim == 0 else {"dim": HEADS * int(stem.shape[0])}
+        """`encoder` from the names of the branches and blocks, `dim` from the first convolution, and
+        `position` where it has parameters."""
+        state = cls.convert_state(state)
+        blocks: dict[str, set[str]] = {}
+        for key in state:
+            if key.startswith("encoder."):
+                _, branch, block, *_ = (*key.split("."), "", "")
+                blocks.setdefault(branch, set()).add(block)
+        if not blocks:
+            return {}
+        found = {branch: max(1, len(names) - 1) for branch, names in blocks.items()}
+        fits = [
+            name
+            for name, branches in ENCODERS.items()
+            if found == {branch: shape[1] for branch, shape in branches.items()}
+        ]
+        if not fits:
+            shown = ", ".join(f"{branch} ({count})" for branch, count in found.items())
+            raise UpbenchError(
+                f"raysup has no encoder with the branches (blocks) {shown}; known: {', '.join(ENCODERS)}"
+            )
+        options: dict[str, Any] = {"encoder": fits[0]}
+        stem = state.get("encoder.center.0.weight")
+        if stem is not None and stem.ndim:
+            options["dim"] = len(found) * int(stem.shape[0])
+        if any(key.startswith("ray_features.") for key in state):
+            options["position"] = "sinrays"
+        return options
 
     @classmethod
     def convert_state(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -150,30 +278,66 @@ class RaysUp(Upsampler):
 
 
 class GuidanceEncoder(nn.Module):
-    """Four branches of different receptive fields; their outputs are the heads of queries and keys."""
+    """Branches of different receptive fields; their outputs together are the heads of queries and keys."""
 
-    def __init__(self, dim: int = 64) -> None:
-        """Args: dim: Channels of each branch."""
+    def __init__(self, dim: int = 256, kind: str = "decoupled") -> None:
+        """Args: dim: Channels of all branches together; kind: One of `ENCODERS`."""
         super().__init__()
-        self.dim = dim
-        for name, shape in BRANCHES.items():
-            branch = Branch(dim, *shape)
-            _begin_as_interpolation(branch[-1].conv2)  # type: ignore[arg-type]
-            self.add_module(name, branch)
+        branches = ENCODERS[kind]
+        for name, shape in branches.items():
+            self.add_module(name, Branch(dim // len(branches), *shape))
+
+
+class RayFeatures(nn.Module):
+    """Sines and cosines of RayPE's angles, projected to the channels of queries and keys."""
+
+    def __init__(self, dim: int) -> None:
+        """Args: dim: Channels of queries and keys."""
+        super().__init__()
+        self.head_dim = dim // HEADS
+        count = 6 * (self.head_dim // 12)
+        if not count:
+            raise UpbenchError(
+                f"raysup: dim {dim} is too small for position 'sinrays'; {12 * HEADS} at least"
+            )
+        self.projection = nn.Conv2d(2 * count, dim, 1)
+        with torch.no_grad():  # so that attention begins as it does with rotations
+            for parameter in self.projection.parameters():
+                parameter.zero_()
+            for head in range(HEADS):
+                for i in _peaks("rayPE", self.head_dim)[0]:
+                    for first, feature in ((0, i), (self.head_dim // 2, count + i)):
+                        self.projection.weight[head * self.head_dim + first + i, feature] = math.sqrt(8)
+
+    def forward(self, directions: Tensor, others: Tensor | None) -> Tensor:
+        """`[B, 3, gh, gw]` directions and origins or moments (None for zeros), to `[B, dim, gh, gw]`."""
+        angles = ray_angles(directions, self.head_dim, others).permute(0, 3, 1, 2)
+        features = torch.cat([angles.sin(), angles.cos()], 1)
+        projected: Tensor = self.projection(features.to(self.projection.weight.dtype))
+        return projected
+
+
+def _peaks(position: str, dim: int) -> tuple[list[int], float]:
+    """Angles of a head that an initial bias goes to, and the bias.
+
+    Queries and keys are the same encoding, so what is constant in it turns into a kernel of the distance
+    alone: unlearned attention then falls off with the angle between rays. The third and fourth frequency of
+    RayPE make that kernel about one low-resolution cell wide, close to bilinear interpolation. The bias of
+    RoPE, whose frequencies are lower, gives a kernel of the same curvature for the default camera.
+    """
+    if position == "rope":
+        return [0, 1, dim // 4, dim // 4 + 1], math.sqrt(8)
+    if position == "rayPE":
+        return [6 * k + c for k in (2, 3) for c in (3, 4, 5) if 6 * k + 6 <= dim // 2], 2.0
+    return [], 0.0
 
 
 @torch.no_grad()
-def _begin_as_interpolation(last: nn.Conv2d) -> None:
-    """Sets a branch's last bias: unlearned attention falls off with the angle between rays.
-
-    Queries and keys are the same encoding, so what is constant in it turns into a kernel of the distance
-    alone; the third and fourth frequency make it about one low-resolution cell wide, close to bilinear
-    interpolation. Encodings too narrow for these frequencies are left with a bias of zero.
-    """
-    bias, half = last.bias, last.out_channels // 2
+def _begin_as_interpolation(last: nn.Conv2d, position: str, head_dim: int) -> None:
+    """Sets a branch's last bias, so that attention begins as interpolation (see `_peaks`)."""
+    bias = last.bias
     assert bias is not None
-    bias.zero_()
-    for k in (2, 3):
-        if 6 * k + 6 <= half:
-            for first in (0, half):
-                bias[first + 6 * k + 3 : first + 6 * k + 6] = 2.0
+    angles, value = _peaks(position, head_dim)
+    heads = bias.zero_().view(-1, 2, head_dim // 2)
+    for angle in angles:
+        heads[:, :, angle] = value

@@ -70,7 +70,7 @@ def test_parameters_and_checkpoints(model: RaysUp) -> None:
     same = load_method("raysup", weights=state, channels=16)
     assert all(torch.equal(a, b) for a, b in zip(same.parameters(), model.parameters(), strict=True))
     small = RaysUp(dim=128)
-    assert RaysUp.options_from(official(small.state_dict())) == {"dim": 128}
+    assert RaysUp.options_from(official(small.state_dict())) == {"dim": 128, "encoder": "decoupled"}
     loaded = load_method("raysup", weights=official(small.state_dict()))
     assert [p.shape for p in loaded.parameters()] == [p.shape for p in small.parameters()]
     lacking = {key: t for key, t in state.items() if "enc_vert.1.norm2.bias" not in key}

@@ -11,6 +11,11 @@ from torch import Tensor
 from upbench.base import Camera
 from upbench.layers.convolutions import grid_of
 
+DIRECTION_PERIOD = 8.0
+ORIGIN_PERIOD = 4.0  # of moments, too
+BASE = 3.0  # each frequency over the one before
+ORIGINAL_SIZES = ("principal_point", "image")
+
 
 def default_intrinsics(image: Tensor) -> Tensor:
     """`[B, 4]` fx = W, fy = H, cx = W / 2, cy = H / 2 of the image, for want of a camera."""
@@ -19,15 +24,30 @@ def default_intrinsics(image: Tensor) -> Tensor:
     return one.expand(int(image.shape[0]), 4)
 
 
-def ray_directions(image: Tensor, grid: tuple[int, int], camera: Camera | None) -> Tensor:
+def ray_directions(
+    image: Tensor, grid: tuple[int, int], camera: Camera | None, original_size: str = "principal_point"
+) -> Tensor:
     """Unit directions `[B, 3, gh, gw]` of the rays through the cells of a grid over the image, in world axes.
 
-    Intrinsics are scaled from the "original size" to the grid; that size is twice the largest principal point
-    of the batch, in whole pixels, as in the official code.
+    Intrinsics are scaled from the size of the image that they refer to, the "original size", to the grid.
+    The direction through the cell (i, j) is R ((j + 0.5 - cx) / fx, (i + 0.5 - cy) / fy, 1), normalised.
+
+    Args:
+        image: `[B, 3, h_img, w_img]`; only its size counts.
+        grid: (gh, gw).
+        camera: None for `default_intrinsics` and the identity pose.
+        original_size: "principal_point": twice the largest principal point of the batch, in whole pixels, as
+            in the official code; right where every principal point is the centre and they are all equal.
+            "image": the size of the image that is given; right for any principal point, image by image.
     """
     intrinsics = default_intrinsics(image) if camera is None else camera.intrinsics.to(image.device).float()
     fx, fy, cx, cy = (value.view(-1, 1, 1) for value in intrinsics.unbind(1))
-    height, width = (torch.trunc(2 * centre.max()) for centre in (cy, cx))
+    height: int | Tensor
+    width: int | Tensor
+    if original_size == "image":
+        height, width = grid_of(image)
+    else:
+        height, width = (torch.trunc(2 * centre.max()) for centre in (cy, cx))
     sy, sx = grid[0] / height, grid[1] / width
     x = (torch.arange(grid[1], device=image.device) + 0.5 - cx * sx) / (fx * sx)
     y = (torch.arange(grid[0], device=image.device).view(-1, 1) + 0.5 - cy * sy) / (fy * sy)
@@ -39,22 +59,71 @@ def ray_directions(image: Tensor, grid: tuple[int, int], camera: Camera | None) 
     return F.normalize(rays, dim=1)
 
 
-def rotation(directions: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """RayPE angles of one head, as their cosine and sine `[B, dim / 2, gh, gw]`.
+def ray_origins(directions: Tensor, camera: Camera | None) -> Tensor | None:
+    """Where rays begin, `[B, 3, 1, 1]` in world axes: the centre of each camera; None for the identity
+    pose."""
+    if camera is None or camera.pose is None:
+        return None
+    return camera.pose[:, :3, 3, None, None].to(directions.device).float()
 
-    Six numbers describe a ray, its origin and its direction; each gets floor(dim / 12) frequencies that grow
-    by 3. All rays of a pinhole camera share their origin, so that its rotation cancels in every product of a
-    query and a key: those angles are left at zero.
+
+def ray_moments(directions: Tensor, camera: Camera | None) -> Tensor | None:
+    """Plücker moments `[B, 3, gh, gw]`, origin x direction; None where all are zero by the identity pose.
+
+    (direction, moment) names the line itself: moving the origin along the ray changes neither.
+    """
+    origins = ray_origins(directions, camera)
+    return None if origins is None else torch.cross(origins.expand_as(directions), directions, dim=1)
+
+
+def ray_angles(directions: Tensor, dim: int, others: Tensor | None = None) -> Tensor:
+    """RayPE's angles of a head of `dim` channels, `[B, gh, gw, 6 * floor(dim / 12)]`.
+
+    Six numbers describe a ray; each gets floor(dim / 12) frequencies (2 pi / P) 3^k, with the period P = 8
+    for directions and 4 for the others. Angle 6 k + c belongs to the other number c for c < 3, and to the
+    component c - 3 of the direction else.
+
+    Args:
+        directions: `[B, 3, gh, gw]`.
+        dim: Channels of a head.
+        others: Origins or moments `[B, 3, gh, gw]` (or what can be expanded to that); None for zeros.
     """
     count = dim // 2 // 6
-    frequencies = 2 * math.pi / 8 * 3.0 ** torch.arange(count, device=directions.device)
-    # Channels lie last in memory, as they do in the encoding.
-    turned = frequencies.view(-1, 1) * directions.permute(0, 2, 3, 1).unsqueeze(3)
-    angles = F.pad(F.pad(turned, (3, 0)).flatten(3), (0, dim // 2 - 6 * count)).permute(0, 3, 1, 2)
-    return angles.cos(), angles.sin()
+    powers = BASE ** torch.arange(count, device=directions.device)
+
+    def turned(values: Tensor, period: float) -> Tensor:  # channels lie last in memory, as in the encoding
+        return (2 * math.pi / period * powers).view(-1, 1) * values.permute(0, 2, 3, 1).unsqueeze(3)
+
+    angles = turned(directions, DIRECTION_PERIOD)
+    if others is None:
+        return F.pad(angles, (3, 0)).flatten(3)
+    others = others.expand_as(directions)
+    return torch.cat([turned(others, ORIGIN_PERIOD), angles], 4).flatten(3)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """The halves of a head `[B, dim, gh, gw]`, turned backwards; c is paired with c + dim / 2."""
-    a, b = x.chunk(2, 1)
-    return torch.addcmul(a * cos, b, sin).to(x.dtype), torch.addcmul(b * cos, a, sin, value=-1).to(x.dtype)
+def rotation(directions: Tensor, dim: int, moments: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """RayPE of one head, as the cosine and sine `[B, dim / 2, gh, gw]` of its angles.
+
+    All rays of a pinhole camera share their origin, so that a rotation by it cancels in every product of a
+    query and a key: only Plücker moments are taken beside the directions, never origins.
+    """
+    angles = ray_angles(directions, dim, moments)
+    angles = F.pad(angles, (0, dim // 2 - int(angles.shape[3]))).permute(0, 3, 1, 2)
+    return angles.cos(), -angles.sin()
+
+
+def axial_rotation(grid: tuple[int, int], dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Axial RoPE of one head (NAF, Chambon et al. 2025), as cosine and sine `[1, dim / 2, gh, gw]`.
+
+    Both axes run from -1 to 1, cells at their centres; the first quarter of the channels has the angles of
+    the row, the second of the column, with dim / 4 periods 100^(4 m / dim).
+    """
+    count = dim // 4
+    frequencies = 2 * math.pi * 100.0 ** (-torch.arange(count, device=device) / count)
+    rows, cols = (
+        (2 * (torch.arange(size, device=device) + 0.5) / size - 1).view(-1, 1) * frequencies for size in grid
+    )
+    shape = (*grid, count)
+    angles = torch.cat([rows.unsqueeze(1).expand(shape), cols.unsqueeze(0).expand(shape)], 2)
+    angles = angles.unsqueeze(0).permute(0, 3, 1, 2)
+    return angles.cos(), -angles.sin()
