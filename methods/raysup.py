@@ -14,14 +14,13 @@ from upbench.errors import UpbenchError, unknown
 from upbench.layers.convolutions import GROUPS, Branch, grid_of, pool
 from upbench.layers.rays import (
     ORIGINAL_SIZES,
-    axial_rotation,
     ray_angles,
     ray_directions,
     ray_moments,
     ray_origins,
-    rotate,
     rotation,
 )
+from upbench.layers.rotary import axial_rotation, rotate
 from upbench.ops.window import WindowOperator, window_attention, window_operator
 from upbench.ops.windows import neighbourhood_table
 from upbench.weights import Weights
@@ -157,7 +156,7 @@ class RaysUp(Upsampler):
         self.encoder = GuidanceEncoder(dim, encoder)
         self.ray_features = RayFeatures(dim) if position == "sinrays" else None
         for branch in self.encoder.children():
-            _begin_as_interpolation(branch[-1].conv2, position, self.head_dim)
+            _begin_as_interpolation(branch, position, self.head_dim)
 
     def forward(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], camera: Camera | None = None
@@ -333,11 +332,11 @@ def _peaks(position: str, dim: int) -> tuple[list[int], float]:
 
 
 @torch.no_grad()
-def _begin_as_interpolation(last: nn.Conv2d, position: str, head_dim: int) -> None:
+def _begin_as_interpolation(branch: nn.Module, position: str, head_dim: int) -> None:
     """Sets a branch's last bias, so that attention begins as interpolation (see `_peaks`)."""
-    bias = last.bias
-    assert bias is not None
+    last: nn.Conv2d = branch[-1].conv2  # type: ignore[index]
+    assert last.bias is not None
     angles, value = _peaks(position, head_dim)
-    heads = bias.zero_().view(-1, 2, head_dim // 2)
+    heads = last.bias.zero_().view(-1, 2, head_dim // 2)
     for angle in angles:
         heads[:, :, angle] = value

@@ -110,20 +110,3 @@ def rotation(directions: Tensor, dim: int, moments: Tensor | None = None) -> tup
     angles = ray_angles(directions, dim, moments)
     angles = F.pad(angles, (0, dim // 2 - int(angles.shape[3]))).permute(0, 3, 1, 2)
     return angles.cos(), -angles.sin()
-
-
-def axial_rotation(grid: tuple[int, int], dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Axial RoPE of one head (NAF, Chambon et al. 2025), as cosine and sine `[1, dim / 2, gh, gw]`.
-
-    Both axes run from -1 to 1, cells at their centres; the first quarter of the channels has the angles of
-    the row, the second of the column, with dim / 4 periods 100^(4 m / dim).
-    """
-    count = dim // 4
-    frequencies = 2 * math.pi * 100.0 ** (-torch.arange(count, device=device) / count)
-    rows, cols = (
-        (2 * (torch.arange(size, device=device) + 0.5) / size - 1).view(-1, 1) * frequencies for size in grid
-    )
-    shape = (*grid, count)
-    angles = torch.cat([rows.unsqueeze(1).expand(shape), cols.unsqueeze(0).expand(shape)], 2)
-    angles = angles.unsqueeze(0).permute(0, 3, 1, 2)
-    return angles.cos(), -angles.sin()

@@ -1,0 +1,48 @@
+"""Rotations of pairs of channels, the form that rotary encodings of position take."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Turns a head by an angle per pair of channels; channel c is paired with c + dim / 2.
+
+    Args:
+        x: `[B, dim, H, W]`.
+        cos: Of the angles, `[dim / 2, H, W]` with or without a batch.
+        sin: Of the angles, too; its negative turns backwards.
+
+    Returns:
+        The two halves of the turned head, `[B, dim / 2, H, W]` each, in the dtype of `x`.
+    """
+    a, b = x.chunk(2, 1)
+    return torch.addcmul(a * cos, b, sin, value=-1).to(x.dtype), torch.addcmul(b * cos, a, sin).to(x.dtype)
+
+
+def axial_rotation(
+    grid: tuple[int, int], dim: int, device: torch.device, base: float = 100.0
+) -> tuple[Tensor, Tensor]:
+    """Axial RoPE of a head (NAF, Chambon et al. 2025): cosine and sine `[dim / 2, H, W]` of its angles.
+
+    Both axes run from -1 to 1, cells at their centres. The first dim / 4 angles are 2 pi y / T_m, the others
+    2 pi x / T_m, with the periods T_m = base^(4 m / dim), m = 0 .. dim / 4 - 1.
+
+    Args:
+        grid: (H, W).
+        dim: Channels of the head, a multiple of 4.
+        device: Where to compute.
+        base: Of the periods.
+    """
+    count = dim // 4
+    frequencies = 2 * math.pi * base ** (-torch.arange(count, device=device) / count)
+    rows, cols = (
+        (2 * (torch.arange(size, device=device) + 0.5) / size - 1).view(-1, 1) * frequencies for size in grid
+    )
+    shape = (*grid, count)
+    # Channels lie last in memory, as they do in the encoding.
+    angles = torch.cat([rows.unsqueeze(1).expand(shape), cols.unsqueeze(0).expand(shape)], 2).permute(2, 0, 1)
+    return angles.cos(), angles.sin()
