@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from upbench.base import Camera, Upsampler
 from upbench.errors import UpbenchError
-from upbench.layers.attention import Position, Projections
+from upbench.layers.attention import Position, Projections, from_official
 from upbench.layers.convolutions import GROUPS, grid_of, pool, residual_encoder
 from upbench.ops.window import WindowOperator, window_attention, window_operator
 from upbench.ops.windows import fraction_table
@@ -26,15 +26,9 @@ _OFFICIAL = {
     ".block.2.": ".conv1.",
     ".block.3.": ".norm2.",
     ".block.5.": ".conv2.",
-    "key_features_encoder.": "feature_encoder.",
-    "cross_decode.conv2d.": "attention.conv.",
-    "cross_decode.cross_attn.norm_q.": "attention.query_norm.",
-    "cross_decode.cross_attn.norm_k.": "attention.key_norm.",
-    "cross_decode.cross_attn.attention.out_proj.": "attention.output.",
-    "rope.freqs": "position.frequencies",
+    ".0.basis": ".0.filters",
 }
 _RELEASES = "https://github.com/wimmerth/anyup/releases/download"
-_IN_PROJECTION = "cross_decode.cross_attn.attention.in_proj_"
 
 
 class AnyUp(Upsampler):
@@ -172,17 +166,7 @@ class AnyUp(Upsampler):
     @classmethod
     def convert_state(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `Upsampler.convert_state`; the packed input projection is split into query, key and value."""
-        converted = {}
-        for key, tensor in state.items():
-            if key.startswith(_IN_PROJECTION):
-                kind = key[len(_IN_PROJECTION) :]
-                for name, part in zip(("query", "key", "value"), tensor.chunk(3), strict=False):
-                    converted[f"attention.{name}.{kind}"] = part.clone()
-                continue
-            for official, ours in _OFFICIAL.items():
-                key = key.replace(official, ours)
-            converted[key.replace(".0.basis", ".0.filters")] = tensor
-        return converted
+        return from_official(state, _OFFICIAL)
 
 
 class UnifiedFeatures(nn.Module):

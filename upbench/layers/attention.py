@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -51,14 +52,28 @@ def _outer(rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Projections(nn.Module):
-    """Queries and keys of the attention: queries through a 3x3 convolution; both normalised and projected."""
+    """Queries and keys of the attention: queries through a 3x3 convolution; both normalised and projected.
 
-    def __init__(self, dim: int) -> None:
+    What the official code does to values has no effect, as it applies the attention's weights to the raw
+    features. It is kept, frozen, because checkpoints hold it.
+    """
+
+    def __init__(self, dim: int, channels: int | None = None) -> None:
+        """Builds the projections.
+
+        Args:
+            dim: Width of queries and keys.
+            channels: C of the features, where checkpoints hold a norm and a projection of them (JAFAR).
+        """
         super().__init__()
         self.conv = nn.Conv2d(dim, dim, 3, padding=1, bias=False)
         self.query_norm = RMSNorm(dim)
         self.key_norm = RMSNorm(dim)
-        self.query, self.key, self.value, self.output = (nn.Linear(dim, dim) for _ in range(4))
+        if channels is not None:
+            self.value_norm = RMSNorm(channels).requires_grad_(False)
+        self.query, self.key = (nn.Linear(dim, dim) for _ in range(2))
+        self.value = nn.Linear(channels or dim, dim)
+        self.output = nn.Linear(dim, dim)
         for unused in (self.value, self.output):
             unused.requires_grad_(False)
 
@@ -83,3 +98,42 @@ class RMSNorm(nn.Module):
 
 def _project(linear: nn.Linear, x: Tensor) -> Tensor:
     return F.conv2d(x, linear.weight[:, :, None, None], linear.bias)
+
+
+_OFFICIAL = {
+    "cross_decode.conv2d.": "attention.conv.",
+    "cross_decode.cross_attn.norm_q.": "attention.query_norm.",
+    "cross_decode.cross_attn.norm_k.": "attention.key_norm.",
+    "cross_decode.cross_attn.norm_v.": "attention.value_norm.",
+    "cross_decode.cross_attn.attention.q_proj_weight": "attention.query.weight",
+    "cross_decode.cross_attn.attention.k_proj_weight": "attention.key.weight",
+    "cross_decode.cross_attn.attention.v_proj_weight": "attention.value.weight",
+    "cross_decode.cross_attn.attention.out_proj.": "attention.output.",
+    "rope.freqs": "position.frequencies",
+    "key_features_encoder.": "feature_encoder.",
+}
+_PACKED = "cross_decode.cross_attn.attention.in_proj_"
+
+
+def from_official(state: Mapping[str, Tensor], renamed: Mapping[str, str]) -> dict[str, Tensor]:
+    """A checkpoint of JAFAR or AnyUp under our names; names that are ours pass unchanged.
+
+    Both lay their attention out as `nn.MultiheadAttention` does: projections of queries, keys and values are
+    rows of one matrix where all have the same width and three matrices else; their biases are always one
+    vector.
+
+    Args:
+        state: The official tensors.
+        renamed: Parts of names that are the method's own, official to ours.
+    """
+    converted = {}
+    for key, tensor in state.items():
+        if key.startswith(_PACKED):
+            kind = key[len(_PACKED) :]
+            for name, part in zip(("query", "key", "value"), tensor.chunk(3), strict=False):
+                converted[f"attention.{name}.{kind}"] = part.clone()
+            continue
+        for official, ours in (*_OFFICIAL.items(), *renamed.items()):
+            key = key.replace(official, ours)
+        converted[key] = tensor
+    return converted

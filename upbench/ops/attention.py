@@ -1,9 +1,8 @@
 """Attention from a dense grid of queries to all cells of a low-resolution map.
 
-The weights of one image are H W times h w numbers for each head: 822 MB at 448 pixels and 32 x 32 features, in
-float32 and for a single head. So they never exist at once: queries are taken in runs whose weights fit a memory
-budget, which changes the result by rounding alone. In training a run is computed again in the backward
-pass, instead of keeping its weights.
+Each head has H W times h w weights: 822 MB at 448 pixels and 32 x 32 features, in float32. So they never exist
+at once: queries are taken in runs whose weights fit a memory budget, which changes the result by rounding
+alone. In training a run is computed again in the backward pass, instead of keeping its weights.
 """
 
 from __future__ import annotations
@@ -35,16 +34,16 @@ def global_attention(
 ) -> Tensor:
     """Softmax attention of every output pixel to every low-resolution cell.
 
-    Heads split channels contiguously: head n owns channels [n D, (n + 1) D). The softmax is taken in float32 (in
-    float64 for such inputs).
+    Heads split channels contiguously: head n owns channels [n D, (n + 1) D). The softmax is taken in float32
+    (in float64 for such inputs).
 
     Args:
         q: `[B, Cq, H, W]`.
         k: `[B, Cq, h, w]`.
         v: `[B, Cv, h, w]`.
         heads: Number of heads; divides Cq and, without `average_heads`, Cv.
-        average_heads: The softmax weights are averaged over heads, and the average is applied to all of v (JAFAR;
-            Couairon et al. 2025, section 3).
+        average_heads: The softmax weights are averaged over heads, and the average is applied to all of v
+            (JAFAR, Couairon et al. 2025).
         scale: Factor on the logits; (Cq / heads) ** -0.5 by default.
         memory_budget: Bytes of working memory to stay near, beside the output; at least one query at a time.
 
@@ -103,7 +102,7 @@ class GlobalOperator(Operator):
         q: `[B, Cq, H, W]` queries.
         k: `[B, Cq, h, w]` keys, times the scale of the logits.
         heads: Number of heads.
-        average_heads: Whether all channels share the mean of the heads' weights; `groups` is 1 then, else `heads`.
+        average_heads: Whether all channels share the mean of the heads' weights; then `groups` is 1.
         memory_budget: As for `global_attention`.
     """
 
@@ -195,7 +194,9 @@ def _by_head(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 def _again(attend: Callable[..., Tensor], recompute: bool, *inputs: Tensor) -> Tensor:
     """`attend(*inputs)`; with `recompute` once more in the backward pass, so that no weights are kept."""
-    if not recompute:
-        return attend(*inputs)
-    result: Tensor = checkpoint(attend, *inputs, use_reentrant=False, preserve_rng_state=False)
+    result: Tensor = (
+        checkpoint(attend, *inputs, use_reentrant=False, preserve_rng_state=False)
+        if recompute
+        else attend(*inputs)
+    )
     return result
