@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = [
     {"errors", "plugin", "__init__"},
     {"base", "records", "config", "protocol", "metrics", "ops", "layers", "cache", "progress", "environment",
-     "checkpoint", "download", "sources"},
+     "checkpoint", "download", "sources", "cameras"},
     {"registry", "backbones", "packaged", "weights", "datasets", "features", "upsampled", "store", "probes",
      "cost", "macs", "peakmemory", "train", "traindata", "trainconfig", "modelcard", "report", "testing"},
     {"methods", "tasks"},

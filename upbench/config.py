@@ -14,13 +14,13 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from upbench.cameras import CameraChoice
 from upbench.errors import UpbenchError, unknown
 from upbench.protocol import find_preset
 
 DEFAULT_BACKBONE = "dinov2_vits14_focus"
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "bfloat16")
-CAMERAS = ("", "dataset")
 EXECUTORS = ("inline", "process", "ray")
 _PLAIN = (str, int, float, bool, type(None))
 
@@ -33,7 +33,8 @@ class MethodSpec:
         name: Name of the method; `*` and `?` are wildcards, "all" is every method.
         weights: "default", "none", a name from `upbench list weights`, or a path.
         options: Options of the method's constructor.
-        camera: "dataset" gives the method each sample's camera; "" gives it none. For methods that use one.
+        camera: "dataset" gives the method each sample's camera, "dataset*2" the same with doubled focal
+            lengths (see `upbench.cameras`), "" none. For methods that use one.
         label: Name of the row; `name` and what differs from the defaults where empty.
     """
 
@@ -68,8 +69,7 @@ class MethodSpec:
         for key, value in (("name", name), ("weights", weights), ("camera", camera), ("label", label)):
             if not isinstance(value, str):
                 raise UpbenchError(f"methods: '{key}' must be text, got {_show(value)}")
-        if camera not in CAMERAS:
-            raise unknown("camera", camera, [choice for choice in CAMERAS if choice])
+        camera = str(CameraChoice.parse(camera))
         if not name or not weights:
             raise UpbenchError(
                 f"methods: {_show(dict(entry))} needs a 'name', and 'weights' must not be empty"

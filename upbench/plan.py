@@ -6,12 +6,13 @@ finished cell is known again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from upbench.backbones import Backbone
 from upbench.base import Setting, Task, Upsampler
+from upbench.cameras import CameraChoice
 from upbench.config import Cell, MethodSpec, RunConfig
 from upbench.datasets.base import Dataset
 from upbench.errors import UpbenchError, unknown
@@ -19,6 +20,8 @@ from upbench.protocol import ProbeConfig, find_preset
 from upbench.registry import find_method, find_task, load_plugin_files, open_dataset, plugins
 from upbench.sources import source_fingerprint
 from upbench.weights import load_method, resolve
+
+_GLANCE = 32  # pixels: a sample that is only looked at
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ def make_plan(config: RunConfig, load: Callable[[str, str], Backbone]) -> list[P
         for name, facts in backbones.items()
     }
     skips = {pair: _skip_method(pair[0], setting) for pair, setting in settings.items()}
+    cameras = {name: _skip_camera(dataset, config.methods) for name, dataset in datasets.items()}
     planned = []
     for cell in cells:
         task = find_task(cell.task)()
@@ -98,6 +102,8 @@ def make_plan(config: RunConfig, load: Callable[[str, str], Backbone]) -> list[P
         }
         pair = (cell.method, cell.backbone)
         skip = skips[pair] or task.skip_reason(datasets[cell.dataset]) or ""
+        if not skip and CameraChoice.parse(cell.method.camera).dataset:
+            skip = cameras[cell.dataset]
         planned.append(PlannedCell(cell, settings[pair], inputs, skip))
     return planned
 
@@ -177,6 +183,14 @@ def _fingerprints(dataset: Dataset) -> dict[str, str]:
         if not dataset.names(split):
             raise UpbenchError(f"split '{split}' of dataset '{dataset.name}' has no images")
     return {split: dataset.fingerprint(split) for split in splits(dataset)}
+
+
+def _skip_camera(dataset: Dataset, methods: Iterable[MethodSpec]) -> str:
+    """Why rows that ask for the dataset's camera cannot have it, or "" (also where no row asks for it)."""
+    if not any(CameraChoice.parse(spec.camera).dataset for spec in methods):
+        return ""
+    first = dataset.load(dataset.train_split, 0, _GLANCE)
+    return "" if first.camera is not None else f"dataset '{dataset.name}' has no cameras"
 
 
 def _look_at(backbone: Backbone, preset: str) -> BackboneFacts:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from upbench.base import Camera, Upsampler
+from upbench.cameras import CameraChoice
 from upbench.datasets.base import Sample
 from upbench.errors import UpbenchError
 from upbench.ops.operator import FunctionOperator, Operator, project
@@ -60,7 +61,7 @@ class Upsampled:
             samples: N samples, whose images (and cameras) guide the method.
             features: `[N, C, h, w]`, of the same images in the same order.
             output_size: (H, W).
-            camera: "dataset" gives methods that use a camera that of each sample; None gives them none.
+            camera: What methods that use a camera are given, as `CameraChoice.parse` reads it; None for none.
             device: Where to compute.
             budget: Bytes of memory to keep operators and dense maps in.
 
@@ -69,8 +70,7 @@ class Upsampled:
         """
         if features.ndim != 4 or len(samples) != features.shape[0]:
             raise UpbenchError(f"{len(samples)} images do not go with features {list(features.shape)}")
-        if camera not in (None, "dataset"):
-            raise UpbenchError(f"camera must be 'dataset' or None, got {camera!r}")
+        choice = CameraChoice.parse(camera or "")
         if not bool(features.isfinite().all()):
             bad = int((~features.isfinite().flatten(1).all(1)).nonzero()[0])
             raise UpbenchError(f"features of image '{samples[bad].name}' are not finite")
@@ -79,7 +79,7 @@ class Upsampled:
         self.device = torch.device(device)
         self.features = features.to(self.device, torch.float32)
         self.output_size = output_size
-        self.camera = camera if method.uses_camera else None
+        self.camera = choice if method.uses_camera else CameraChoice()
         self._store = Store(budget, len(samples), spill=self.device.type == "cpu")
 
     def __len__(self) -> int:
@@ -171,8 +171,14 @@ class Upsampled:
     def _inputs(self, index: int) -> tuple[Tensor, Tensor, Camera | None]:
         sample = self.samples[index]
         image = self.method.normalize(sample.image[None].to(self.device))
-        camera = sample.camera.to(self.device) if self.camera and sample.camera else None
-        return image, self.features[index : index + 1], camera
+        return image, self.features[index : index + 1], self._camera(sample)
+
+    def _camera(self, sample: Sample) -> Camera | None:
+        if not self.camera.dataset:
+            return None
+        if sample.camera is None:
+            raise UpbenchError(f"image '{sample.name}' has no camera")
+        return self.camera.apply(sample.camera.to(self.device))
 
     def _finite(self, dense: Tensor, index: int) -> Tensor:
         if not bool(dense.isfinite().all()):
