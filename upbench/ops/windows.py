@@ -134,8 +134,10 @@ class Tiling:
         return Tiling(self.length, self.size, self.before, self.cells.to(device), bias)
 
 
-def tiling(table: Tensor, cells: int, device: torch.device) -> Tiling:
+def tiling(table: Tensor, cells: int, device: torch.device, size: int | None = None) -> Tiling:
     """The cheapest tiling of a table `[N, K]` into an axis of `cells` cells. Cached.
+
+    With `size`: tiles of this size, the first beginning with the axis.
 
     Raises:
         UpbenchError: A position sees no cell, or one outside the axis.
@@ -143,19 +145,23 @@ def tiling(table: Tensor, cells: int, device: torch.device) -> Tiling:
     array = np.ascontiguousarray(table.cpu().numpy(), dtype=np.int64)
     if array.ndim != 2:
         raise UpbenchError(f"window table must be [N, K], got {list(array.shape)}")
-    return _on_device(array.tobytes(), array.shape[0], cells, device)
+    return _on_device(array.tobytes(), array.shape[0], cells, device, size)
 
 
 @lru_cache(maxsize=64)
-def _on_device(table: bytes, length: int, cells: int, device: torch.device) -> Tiling:
-    size, before, index, bias = _tile(table, length, cells)
+def _on_device(
+    table: bytes, length: int, cells: int, device: torch.device, asked: int | None = None
+) -> Tiling:
+    size, before, index, bias = _tile(table, length, cells, asked)
     with torch.inference_mode(False):  # the cache outlives the caller's mode
         kept = None if bias is None else torch.from_numpy(bias)
         return Tiling(length, size, before, torch.from_numpy(index), kept).on(device)
 
 
 @lru_cache(maxsize=64)
-def _tile(raw: bytes, length: int, cells: int) -> tuple[int, int, np.ndarray, np.ndarray | None]:
+def _tile(
+    raw: bytes, length: int, cells: int, asked: int | None = None
+) -> tuple[int, int, np.ndarray, np.ndarray | None]:
     table = np.frombuffer(raw, dtype=np.int64).reshape(length, -1)
     if table.size == 0 or table.max() >= cells or table.min() < -1:
         raise UpbenchError(f"window table {list(table.shape)} points outside of its {cells} cells")
@@ -164,7 +170,7 @@ def _tile(raw: bytes, length: int, cells: int) -> tuple[int, int, np.ndarray, np
     counts = counts[:, :cells]
     if not counts.any(1).all():
         raise UpbenchError(f"window table: position {int(np.argmin(counts.any(1)))} sees no cell")
-    size, before = _cheapest(counts > 0)
+    size, before = (asked, 0) if asked else _cheapest(counts > 0)
     return (size, before, *_cut(counts, size, before))
 
 
