@@ -32,7 +32,7 @@ if not isinstance(cost.measure, functools.partial):
 class Tiny(torch.nn.Module):
     """Mean colours of 8x8 patches, and their squares."""
 
-    channels, stride, name = 6, 8, "tiny"
+    channels, stride, patch_size, name = 6, 8, None, "tiny"
 
     def __init__(self) -> None:
         super().__init__()

@@ -88,10 +88,25 @@ class Backbone(nn.Module):
     def fit(self, image01: Tensor) -> Tensor:
         """The image at `input_size` of its own size: unchanged if equal, else bicubic, antialiased."""
         height, width = image01.shape[-2:]
-        size = self.input_size(height, width)
-        if size == (height, width):
+        return self.resized(image01, self.input_size(height, width))
+
+    @staticmethod
+    def resized(image01: Tensor, size: tuple[int, int]) -> Tensor:
+        """`[B, 3, H, W]` in 0..1 at another size: unchanged if equal, else bicubic, antialiased."""
+        if size == tuple(image01.shape[-2:]):
             return image01
         return F.interpolate(image01, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+
+    @property
+    def patch_size(self) -> int | None:
+        """Side of the patches of a plain ViT: every feature is a token, and the model takes any grid of
+        them. None for any other model (convolutional, hierarchical, of a fixed size)."""
+        embedding = getattr(self.model, "patch_embed", None)
+        if not isinstance(embedding, timm.layers.PatchEmbed):
+            return None
+        any_grid = getattr(self.model, "dynamic_img_size", False)
+        plain = tuple(embedding.patch_size) == (self.stride, self.stride)
+        return self.stride if any_grid and plain else None
 
     def forward(self, image01: Tensor) -> Tensor:
         """Computes the features.

@@ -16,9 +16,10 @@ Everything else below has a default that fits such a method.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -29,6 +30,7 @@ from upbench.errors import UpbenchError, unknown
 from upbench.plugin import Registered
 
 if TYPE_CHECKING:
+    from upbench.backbones import Backbone
     from upbench.datasets.base import Dataset, Sample
     from upbench.ops.operator import Operator
     from upbench.weights import Weights
@@ -76,6 +78,7 @@ class Setting:
         output_size: (H, W) asked for.
         weights: Which weights, as given by the user ("default", "none", a name or a path).
         device: "cpu" or "cuda".
+        patch_size: Side of the patches of a plain ViT, None for any other backbone (`Backbone.patch_size`).
     """
 
     backbone: str
@@ -86,6 +89,7 @@ class Setting:
     output_size: tuple[int, int]
     weights: str = "default"
     device: str = "cpu"
+    patch_size: int | None = None
 
 
 class Upsampler(nn.Module, Registered):
@@ -104,6 +108,8 @@ class Upsampler(nn.Module, Registered):
         linear: Whether, for a fixed image, each output channel is the same linear function of its input
             channel (the case of every method whose weights come from the image alone).
         uses_camera: Whether `forward` takes `camera=`.
+        uses_backbone: Whether `forward` runs the backbone again, as `self.backbone` (see there). Its cost is
+            then part of the method's.
         native_ratio: The only upsampling ratio that the method produces by itself, or None for any output
             size.
         mean, std: Statistics that its guidance image is normalised with.
@@ -124,6 +130,7 @@ class Upsampler(nn.Module, Registered):
     trainable: ClassVar[bool] = False
     linear: ClassVar[bool] = False
     uses_camera: ClassVar[bool] = False
+    uses_backbone: ClassVar[bool] = False
     native_ratio: ClassVar[int | None] = None
     mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN
     std: ClassVar[tuple[float, float, float]] = IMAGENET_STD
@@ -156,7 +163,8 @@ class Upsampler(nn.Module, Registered):
 
         A 1x1 probe commutes with such an operator: classes can be predicted at low resolution and upsampled,
         at a fraction of the cost and with the same result. Methods with attention return their weights;
-        `linear` methods get one from their `forward`; the rest return None and are probed on their dense
+        `linear` methods get one from their `forward`; those that compute features of their own return a
+        `SourcedOperator`, which brings them along; the rest return None and are probed on their dense
         features.
 
         Args: as for `forward`.
@@ -170,6 +178,55 @@ class Upsampler(nn.Module, Registered):
     def normalize(self, image01: Tensor) -> Tensor:
         """`[B, 3, h_img, w_img]` RGB in 0..1, as `forward` wants it."""
         return normalize_image(image01, self.mean, self.std)
+
+    def denormalize(self, image: Tensor) -> Tensor:
+        """The image that `forward` was given as `[B, 3, h_img, w_img]` float32 RGB in 0..1, as a backbone
+        wants it."""
+        mean, std = (_per_channel(values, image.float()) for values in (self.mean, self.std))
+        return (image.float() * std + mean).clamp(0, 1)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The frozen backbone, of methods with `uses_backbone`: `[B, 3, H, W]` RGB in 0..1 to features.
+
+        It is lent to the method and no part of it: absent from its parameters, modules and state dict, and
+        shared by its copies. It follows the method to another device (as a copy; the one that was lent
+        stays) but not to another dtype: whatever the method computes in, features come from a float32
+        backbone, as those that `forward` is given. So it takes and returns float32 (`denormalize` gives
+        float32). It travels along when the method is pickled.
+
+        Raises:
+            UpbenchError: None was attached.
+        """
+        lent = self.__dict__.get("_lent")
+        if lent is None:
+            name = getattr(self, "name", type(self).__name__)
+            raise UpbenchError(
+                f"method '{name}' runs the backbone itself and has none: give it one with "
+                f"load_method('{name}', backbone=...)"
+            )
+        backbone: Backbone = lent.backbone
+        return backbone
+
+    def attach_backbone(self, backbone: Backbone) -> None:
+        """Lends the method the backbone that its features come from, on the method's device.
+
+        Raises:
+            UpbenchError: The method does not use one.
+        """
+        if not self.uses_backbone:
+            raise UpbenchError(f"method '{self.name}' runs no backbone")
+        self.__dict__["_lent"] = _Lent(backbone)  # past nn.Module, which would register it
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Upsampler:
+        """Of `nn.Module`, for `to` and its like: the backbone follows to another device."""
+        super()._apply(fn, recurse)
+        lent = self.__dict__.get("_lent")
+        if lent is not None and (here := next(lent.backbone.parameters(), None)) is not None:
+            device = fn(torch.empty(0, device=here.device)).device
+            if device != here.device:
+                self.__dict__["_lent"] = _Lent(copy.deepcopy(lent.backbone).to(device))
+        return self
 
     @classmethod
     def skip_reason(cls, setting: Setting) -> str | None:
@@ -214,6 +271,16 @@ class Upsampler(nn.Module, Registered):
     def convert_state(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A checkpoint in the official key names, in this module's; names that are ours pass unchanged."""
         return dict(state)
+
+
+class _Lent:
+    """Holds a method's backbone; deep copies of the method hold the same one."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+
+    def __deepcopy__(self, memo: Any) -> _Lent:
+        return self
 
 
 @dataclass(frozen=True)
@@ -307,7 +374,9 @@ class Task(Registered):
 
 def normalize_image(image01: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """`[B, 3, H, W]` RGB in 0..1, normalised per channel."""
-    shape = (1, 3, 1, 1)
-    return (
-        image01 - torch.tensor(mean, dtype=image01.dtype, device=image01.device).view(shape)
-    ) / torch.tensor(std, dtype=image01.dtype, device=image01.device).view(shape)
+    return (image01 - _per_channel(mean, image01)) / _per_channel(std, image01)
+
+
+def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
+    """`[1, 3, 1, 1]`, dtype and device of `like`."""
+    return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, 3, 1, 1)

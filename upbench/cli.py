@@ -215,8 +215,9 @@ def _profile_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--methods", default="all", metavar="NAME[:WEIGHTS],...", help="methods; wildcards (default: all)")
     add("--size", default="448", metavar="N|HxW,...", help="sizes of the image (default: %(default)s)")
-    add("--channels", type=_integer, default=384, metavar="C", help="of the features (default: %(default)s)")
-    add("--stride", type=_integer, default=14, metavar="N", help="pixels per feature (default: %(default)s)")
+    add("--backbone", metavar="NAME", help="of the features; methods that run it need one (default: none)")
+    add("--channels", type=_integer, metavar="C", help="of the features (default: the backbone's, or 384)")
+    add("--stride", type=_integer, metavar="N", help="pixels per feature (default: the backbone's, or 14)")
     add("--output", metavar="N|HxW", help="size of the output (default: that of the image)")
     add("--batch", type=_integer, default=1, metavar="N", help="images at a time (default: %(default)s)")
     add("--device", default="auto", metavar="|".join(DEVICES), help="where to measure (default: %(default)s)")
@@ -227,8 +228,8 @@ def _profile_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _profile(arguments: argparse.Namespace) -> int:
     for name in ("channels", "stride", "batch"):
-        if getattr(arguments, name) < 1:
-            raise UpbenchError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+        if (value := getattr(arguments, name)) is not None and value < 1:
+            raise UpbenchError(f"--{name} must be at least 1, got {value}")
     from pathlib import Path
 
     from upbench import listing, profiling
@@ -246,14 +247,18 @@ def _profile(arguments: argparse.Namespace) -> int:
             batch=arguments.batch,
             device=arguments.device,
             dtype=arguments.dtype,
+            backbone=arguments.backbone,
         )
     )
+    if not costs:
+        raise UpbenchError(
+            "no method is left: all that were asked for run the backbone; name one with --backbone"
+        )
     if arguments.out:
         write_json(Path(arguments.out), costs)
     print(listing.as_text(profiling.table_row(cost) for cost in costs))
-    print(
-        f"{costs[0]['hardware']}; {costs[0]['dtype']}, batch {arguments.batch}, {arguments.channels} channels"
-    )
+    first = costs[0]
+    print(f"{first['hardware']}; {first['dtype']}, batch {arguments.batch}, {first['channels']} channels")
     return 0
 
 

@@ -1,7 +1,9 @@
 """What a method costs: parameters, MACs, latency, peak memory.
 
 Each number is that of the method alone: one forward pass in inference mode, without the backbone and the
-probe, on inputs of noise. It is measured once per method and configuration (`cost_key`), not per task.
+probe, on inputs of noise. It is measured once per method and configuration (`cost_key`), not per task. Where
+a method runs the backbone itself (`uses_backbone`), these passes are in its MACs, latency and peak memory,
+and a warning says so; the backbone's parameters are in none of the numbers.
 
 * parameters: elements of `method.parameters()`, frozen ones included; buffers are not.
 * MACs: see `upbench.macs`; one multiply-add is one MAC. Papers differ in what they print as FLOPs at 448:
@@ -107,7 +109,7 @@ def measure(
     """Measures one forward pass of a method. The method itself is left as it is: a copy is measured.
 
     Args:
-        method: The method, on any device; weights do not matter.
+        method: The method, on any device; weights do not matter. One that runs the backbone has it attached.
         channels: C of the features.
         image_size: (h_img, w_img) of the guidance image.
         feature_size: (h, w) of the features.
@@ -135,6 +137,8 @@ def measure(
             raise UpbenchError(f"method '{method.name}' cannot run in {name} on {device}: {text}") from error
         raise
     counted, notes = _macs(ready, inputs, sizes.output_size) if macs else (None, [])
+    if ready.uses_backbone:
+        notes.insert(0, f"MACs, time and memory include passes through the backbone {ready.backbone.name}")
     peak = PeakMemory(None, "not measured")
     if memory:
         peak = _cuda_peak(ready, inputs, sizes) if kind == "cuda" else _cpu_peak(ready, sizes, torch_dtype)
@@ -175,6 +179,7 @@ def cost_key(
     batch: int = 1,
     device: str = "cpu",
     dtype: str | torch.dtype = "float32",
+    backbone: str = "",
 ) -> str:
     """A name for a measurement: equal for equal configurations on equal hardware and software, usable as a
     file name.
@@ -189,6 +194,7 @@ def cost_key(
         batch: Images at a time.
         device: "cpu", "cuda" or "cuda:N".
         dtype: Of parameters and inputs.
+        backbone: Name of the backbone; it only matters to methods that run it.
     """
     if isinstance(method, str):
         from upbench.registry import find_method
@@ -205,6 +211,7 @@ def cost_key(
         torch.__version__,
         upbench.__version__,
         _source(source_files(method)),
+        *([backbone] if method.uses_backbone else []),
     )
     digest = hashlib.sha256("\x1f".join(str(p) for p in parts).encode()).hexdigest()[:12]
     h, w = sizes.output_size

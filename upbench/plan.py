@@ -48,12 +48,14 @@ class BackboneFacts:
     Attributes:
         channels: C of its features.
         stride: Pixels per feature.
+        patch_size: See `Backbone.patch_size`.
         fingerprint: Of its weights.
         image_size: (h, w) that it sees under the preset.
     """
 
     channels: int
     stride: int
+    patch_size: int | None
     fingerprint: str
     image_size: tuple[int, int]
 
@@ -123,9 +125,21 @@ def probe_config(cell: Cell, task: Task) -> ProbeConfig:
     return find_preset(cell.preset).probe_for({**task.probe, **cell.probe})
 
 
-def build_method(spec: MethodSpec, channels: int, device: str = "cpu") -> Upsampler:
-    """The method of a table's row, with its weights, for features of C channels."""
-    return load_method(spec.name, weights=spec.weights, channels=channels, device=device, **spec.options)
+def build_method(
+    spec: MethodSpec, channels: int, device: str = "cpu", backbone: Callable[[], Backbone] | None = None
+) -> Upsampler:
+    """The method of a table's row, with its weights, for features of C channels.
+
+    Args:
+        spec: The row.
+        channels: C.
+        device: Where to put it.
+        backbone: Gives the backbone on that device; called only for a method that runs it.
+    """
+    lent = backbone() if backbone is not None and find_method(spec.name).uses_backbone else None
+    return load_method(
+        spec.name, weights=spec.weights, channels=channels, device=device, backbone=lent, **spec.options
+    )
 
 
 def _setting(spec: MethodSpec, backbone: str, facts: BackboneFacts, preset: str, device: str) -> Setting:
@@ -140,6 +154,7 @@ def _setting(spec: MethodSpec, backbone: str, facts: BackboneFacts, preset: str,
         output_size=(sizes.output_size, sizes.output_size),
         weights=spec.weights,
         device=device,
+        patch_size=facts.patch_size,
     )
 
 
@@ -196,7 +211,11 @@ def _skip_camera(dataset: Dataset, methods: Iterable[MethodSpec]) -> str:
 def _look_at(backbone: Backbone, preset: str) -> BackboneFacts:
     side = find_preset(preset).image_size
     return BackboneFacts(
-        backbone.channels, backbone.stride, backbone.fingerprint, backbone.input_size(side, side)
+        backbone.channels,
+        backbone.stride,
+        backbone.patch_size,
+        backbone.fingerprint,
+        backbone.input_size(side, side),
     )
 
 

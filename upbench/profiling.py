@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from upbench import cost
+from upbench import backbones, cost
 from upbench.config import MethodSpec, match_names
 from upbench.errors import UpbenchError
-from upbench.progress import track
+from upbench.progress import say, track
 from upbench.registry import plugins
 from upbench.weights import load_method
 
@@ -17,43 +17,52 @@ from upbench.weights import load_method
 def profile(
     methods: Sequence[str],
     sizes: Sequence[tuple[int, int]],
-    channels: int = 384,
-    stride: int = 14,
+    channels: int | None = None,
+    stride: int | None = None,
     output: tuple[int, int] | None = None,
     batch: int = 1,
     device: str = "cpu",
     dtype: str = "float32",
+    backbone: str | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Measures every method at every size; see `upbench.cost` for what the numbers mean.
 
     Args:
         methods: `NAME[:WEIGHTS]`; wildcards and "all" are allowed.
         sizes: (h, w) of guidance images.
-        channels: C of the features.
-        stride: Pixels of the image per feature.
+        channels: C of the features; 384 where neither it nor a backbone is given.
+        stride: Pixels of the image per feature; 14 likewise.
         output: (H, W) of the output; the size of the image where None.
         batch: Images at a time.
         device: "auto", "cpu" or "cuda".
         dtype: "float32", "bfloat16" or "float16".
+        backbone: Name of the backbone that the features come from; methods that run it need one, and are
+            left out of a wildcard without. Its weights are random: they cost the same.
 
     Yields:
         `Cost.to_dict()` with the method's row name in front, one a method and size.
 
     Raises:
-        UpbenchError: An unknown name, a size that is too small for the stride, or a device that is not there.
+        UpbenchError: An unknown name, a size that is too small for the stride, a device that is not there,
+            channels or a stride that are not the backbone's, or a method that runs the backbone without one.
     """
     import torch
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    specs = [MethodSpec.parse(text) for text in methods]
-    pairs = [(spec, name) for spec in specs for name in match_names("method", spec.name, plugins("method"))]
+    lent = None
+    if backbone is not None:
+        lent = backbones.load_backbone(backbone, device, pretrained=False)
+        channels = _same("channels", channels, lent.channels, backbone)
+        stride = _same("stride", stride, lent.stride, backbone)
+    channels, stride = channels or 384, stride or 14
+    pairs = _matches(methods, with_backbone=lent is not None)
     for size in sizes:
         if min(size) < stride:
             raise UpbenchError(f"size {size[0]}x{size[1]} is smaller than the stride {stride}")
     jobs = [(name, spec, size) for name, spec in ((name, spec) for spec, name in pairs) for size in sizes]
     for name, spec, (height, width) in track(jobs, "profile"):
-        method = load_method(name, weights=spec.weights, channels=channels, **spec.options)
+        method = load_method(name, spec.weights, channels, backbone=lent, **spec.options)
         measured = cost.measure(
             method,
             channels=channels,
@@ -65,6 +74,27 @@ def profile(
             dtype=dtype,
         )
         yield {"method": name, **measured.to_dict()}
+
+
+def _same(what: str, given: int | None, its_own: int, backbone: str) -> int:
+    if given not in (None, its_own):
+        raise UpbenchError(f"backbone '{backbone}' has {what} {its_own}, asked for {given}")
+    return its_own
+
+
+def _matches(methods: Sequence[str], with_backbone: bool) -> list[tuple[MethodSpec, str]]:
+    """The methods that a list of names and wildcards stands for."""
+    known = plugins("method")
+    pairs = []
+    for spec in (MethodSpec.parse(text) for text in methods):
+        for name in match_names("method", spec.name, known):
+            if with_backbone or not known[name].uses_backbone:
+                pairs.append((spec, name))
+            elif name == spec.name:
+                raise UpbenchError(f"method '{name}' runs the backbone itself: name one with --backbone")
+            else:
+                say(f"{name} left out: it runs the backbone itself; name one with --backbone")
+    return pairs
 
 
 def table_row(measured: dict[str, Any]) -> dict[str, str]:

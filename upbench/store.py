@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from upbench.cache import cache_dir
-from upbench.ops.operator import Operator
+from upbench.ops.operator import Operator, SourcedOperator
 
 DISK_RESERVE = 5_000_000_000
 """Bytes of the disk that are left free."""
@@ -111,7 +111,11 @@ def size_of(item: Operator | Tensor) -> int:
 
 def _halve(item: Operator | Tensor) -> Operator | Tensor:
     """In float16, unless values are too large for it."""
-    if isinstance(item, Operator):
-        return item.to(torch.float16)
+    if isinstance(item, SourcedOperator):
+        return SourcedOperator(_halve_tensor(item.sources), item.operator.to(torch.float16))
+    return item.to(torch.float16) if isinstance(item, Operator) else _halve_tensor(item)
+
+
+def _halve_tensor(item: Tensor) -> Tensor:
     half = item.half()
     return half if bool(half.isfinite().all()) else item

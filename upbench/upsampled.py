@@ -101,8 +101,10 @@ class Upsampled:
             UpbenchError: The method's output is not finite.
         """
         kept = self._view(index)
-        groups = kept.groups if isinstance(kept, Operator) else 1
-        low = project(weight, self.features[index : index + 1], groups)
+        features, groups = self.features[index : index + 1], 1
+        if isinstance(kept, Operator):
+            features, groups = kept.takes(features), kept.groups
+        low = project(weight, features, groups)
 
         def part(rows: slice, cols: slice) -> Tensor:
             if isinstance(kept, Operator):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from upbench.backbones import Backbone
     from upbench.base import Upsampler
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
@@ -107,9 +108,10 @@ class ListedWeights:
 def load_method(
     name: str,
     weights: str | os.PathLike[str] | Mapping[str, Tensor] = "default",
-    channels: int = 384,
+    channels: int | None = None,
     device: str | torch.device = "cpu",
     seed: int = 0,
+    backbone: Backbone | str | None = None,
     **options: Any,
 ) -> Upsampler:
     """Builds a method and fills it with weights.
@@ -118,9 +120,11 @@ def load_method(
         name: Name of the method, as in `upbench list methods`.
         weights: "default" (what the method names as such), "none" (random, from `seed`), a name from
             `upbench list weights`, a path, or a mapping of tensors. Official key names and ours both work.
-        channels: C of the features it is to upsample.
+        channels: C of the features it is to upsample; those of `backbone` where one is given, else 384.
         device: Where to put it.
         seed: Of random weights; torch's global generators are left as they are.
+        backbone: What computes these features, or its name. Methods with `uses_backbone` run it
+            themselves; without one they load, but their `forward` raises. Other methods do not keep it.
         options: Options of the method's constructor.
 
     Returns:
@@ -128,9 +132,15 @@ def load_method(
 
     Raises:
         UpbenchError: Unknown method, weights or option; a checkpoint that is missing, corrupt, not the one
-            that its sha256 promises, or not for this method, these options or this C.
+            that its sha256 promises, or not for this method, these options or this C; a backbone of another
+            C.
     """
     cls = find_method(name)
+    if isinstance(backbone, str):
+        from upbench.backbones import load_backbone
+
+        backbone = load_backbone(backbone, device)
+    channels = _agreed_channels(name, channels, backbone)
     resolved = resolve(cls, weights)
     state = read_state(cls, resolved)
     if state is not None:
@@ -142,7 +152,10 @@ def load_method(
         raise UpbenchError(
             f"method '{cls.name}' has no default weights; give it a checkpoint, or 'none' for random ones"
         )
-    return module.eval().to(device)
+    module = module.eval().to(device)
+    if backbone is not None and cls.uses_backbone:
+        module.attach_backbone(backbone)
+    return module
 
 
 def resolve(
@@ -269,6 +282,17 @@ def _locate(method: str, name: str, entry: Weights) -> tuple[Path, str]:
     if entry.sha256 is not None and found != entry.sha256:
         raise UpbenchError(f"{path} is not {label}: its sha256 is {found}, expected {entry.sha256}")
     return path, found
+
+
+def _agreed_channels(name: str, channels: int | None, backbone: Backbone | None) -> int:
+    if backbone is None:
+        return 384 if channels is None else channels
+    if channels is not None and channels != backbone.channels:
+        raise UpbenchError(
+            f"method '{name}' is asked for {channels} channels, but backbone '{backbone.name}' has "
+            f"{backbone.channels}"
+        )
+    return backbone.channels
 
 
 def _build(cls: type[Upsampler], channels: int, seed: int, options: Mapping[str, Any]) -> Upsampler:

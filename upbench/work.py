@@ -134,12 +134,14 @@ class Worker:
         return value
 
     def _method(self, cell: Cell, channels: int) -> Upsampler:
-        key = (cell.method, channels, cell.device, cell.dtype)
+        key = (cell.method, cell.backbone, channels, cell.device, cell.dtype)
 
         def make() -> Upsampler:
             for kind in [kind for kind in self._latest if kind.startswith("upsampled")]:
                 del self._latest[kind]  # views of the method before this one
-            method = build_method(cell.method, channels, cell.device)
+            method = build_method(
+                cell.method, channels, cell.device, lambda: self.backbone(cell.backbone, cell.device)
+            )
             return in_dtype(method, getattr(torch, cell.dtype))
 
         return self._keep("method", key, make)
@@ -232,7 +234,14 @@ def cost_key(planned: PlannedCell, device: str) -> str:
     """Name of the measurement of a cell's method on a device."""
     cell, options = planned.cell, dict(planned.cell.method.options)
     options["weights"] = planned.inputs["weights"]["sha256"]  # a checkpoint decides on sizes, too
-    return cost.cost_key(cell.method.name, options, **_sizes(planned), device=device, dtype=cell.dtype)
+    return cost.cost_key(
+        cell.method.name,
+        options,
+        **_sizes(planned),
+        device=device,
+        dtype=cell.dtype,
+        backbone=cell.backbone,
+    )
 
 
 def measure_cost(job: CostJob) -> Iterator[dict[str, Any]]:
@@ -240,7 +249,11 @@ def measure_cost(job: CostJob) -> Iterator[dict[str, Any]]:
     load_plugin_files(job.plugins)
     cell = job.planned.cell
     try:
-        method = build_method(cell.method, job.planned.setting.channels)
+        method = build_method(
+            cell.method,
+            job.planned.setting.channels,
+            backbone=lambda: backbones.load_backbone(cell.backbone, job.device),
+        )
         yield cost.measure(method, **_sizes(job.planned), device=job.device, dtype=cell.dtype).to_dict()
     except Exception as error:
         yield {"error": describe_error(error)}

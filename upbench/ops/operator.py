@@ -17,6 +17,8 @@ from typing import Any
 
 from torch import Tensor
 
+from upbench.errors import UpbenchError
+
 
 class Operator(ABC):
     """A linear upsampling of B images.
@@ -36,6 +38,11 @@ class Operator(ABC):
     @abstractmethod
     def crop(self, rows: slice, cols: slice) -> Operator:
         """The same operator for a rectangle of output pixels only (slices with step 1)."""
+
+    def takes(self, features: Tensor) -> Tensor:
+        """`[B, C, h, w]` what it is to be applied to: the features that its method was given, or others
+        that the method made of the image (`SourcedOperator`)."""
+        return features
 
     def to(self, *args: Any, **kwargs: Any) -> Operator:
         """The operator with its tensors moved or cast (arguments as `Tensor.to`)."""
@@ -73,6 +80,50 @@ class FunctionOperator(Operator):
         return FunctionOperator(
             self.function, self.full_size, (slice(top + r0, top + r1), slice(left + c0, left + c1))
         )
+
+
+class SourcedOperator(Operator):
+    """An operator with the features that it is applied to: of methods that compute features of their own.
+
+    Attributes:
+        sources: `[B, C, h', w']`, which stand in the place of the features that the method was given.
+        operator: From their grid to the output's.
+    """
+
+    def __init__(self, sources: Tensor, operator: Operator) -> None:
+        self.sources = sources
+        self.operator = operator
+        self.output_size = operator.output_size
+        self.groups = operator.groups
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """See `Operator`; `values` on the grid of `sources`."""
+        return self.operator(values)
+
+    def takes(self, features: Tensor) -> Tensor:
+        """The sources, in the dtype of `features`.
+
+        Raises:
+            UpbenchError: The features have another C: they are not of the backbone that the method runs.
+        """
+        if features.shape[1] != self.sources.shape[1]:
+            raise UpbenchError(
+                f"features have {features.shape[1]} channels, the backbone that the method runs has "
+                f"{self.sources.shape[1]}"
+            )
+        return self.sources.to(features.dtype)
+
+    def crop(self, rows: slice, cols: slice) -> SourcedOperator:
+        """See `Operator`; the sources stay whole."""
+        return SourcedOperator(self.sources, self.operator.crop(rows, cols))
+
+    def to(self, *args: Any, **kwargs: Any) -> SourcedOperator:
+        """See `Operator`; the sources are moved or cast, too."""
+        return SourcedOperator(self.sources.to(*args, **kwargs), self.operator.to(*args, **kwargs))
+
+    def nbytes(self) -> int:
+        """Bytes of the sources and of the operator."""
+        return self.sources.numel() * self.sources.element_size() + self.operator.nbytes()
 
 
 def project(weight: Tensor, features: Tensor, groups: int) -> Tensor:

@@ -8,9 +8,11 @@
 The project's own tests run the same checks over everything that is registered.
 """
 
+from upbench.testing.backbones import tiny_backbone
+from upbench.testing.cases import MethodCase
 from upbench.testing.checks import ContractError, NotApplicable
 from upbench.testing.datasets import DATASET_CHECKS, DatasetCase, check_dataset
-from upbench.testing.methods import METHOD_CHECKS, MethodCase, check_method
+from upbench.testing.methods import METHOD_CHECKS, check_method
 from upbench.testing.tasks import TASK_CHECKS, TaskCase, check_task, toy_case
 
 __all__ = [
@@ -25,5 +27,6 @@ __all__ = [
     "check_dataset",
     "check_method",
     "check_task",
+    "tiny_backbone",
     "toy_case",
 ]

@@ -4,107 +4,17 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from upbench.base import Camera, Setting, Upsampler
+from upbench.base import Camera, Upsampler
 from upbench.errors import UpbenchError, nearest
 from upbench.ops.operator import project
+from upbench.testing.cases import GEOMETRIES, MethodCase
 from upbench.testing.checks import ContractError, NotApplicable, require, run_checks
-
-Size = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Sizes of a call: (height, width) of the image, the features and the output."""
-
-    image: Size
-    features: Size
-    output: Size
-
-
-GEOMETRIES: dict[str, Geometry] = {
-    "square": Geometry((32, 32), (8, 8), (32, 32)),
-    "not square": Geometry((24, 40), (6, 10), (24, 40)),
-    "ratio not an integer": Geometry((30, 44), (7, 9), (29, 41)),
-    "larger than the image": Geometry((24, 32), (6, 8), (40, 56)),
-    "smaller than the image": Geometry((32, 40), (8, 10), (16, 12)),
-    "smaller than the features": Geometry((32, 40), (8, 10), (5, 7)),
-    "few features": Geometry((12, 16), (3, 4), (12, 16)),
-}
-
-
-@dataclass
-class MethodCase:
-    """A method under test, and inputs for it.
-
-    Attributes:
-        cls: Its class.
-        options: Options of its constructor.
-        channels: C of the features.
-        device: Where the checks run.
-    """
-
-    cls: type[Upsampler]
-    options: Mapping[str, Any] = field(default_factory=dict)
-    channels: int = 16
-    device: str = "cpu"
-
-    @cached_property
-    def method(self) -> Upsampler:
-        """With random weights from a fixed seed, in eval mode. Checks must not change it."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return self.cls.build(channels=self.channels, **self.options).eval().to(self.device)
-
-    def geometry(self, name: str) -> Geometry:
-        """A geometry that the method can do.
-
-        Raises:
-            NotApplicable: It says that it cannot do this one.
-        """
-        geometry = GEOMETRIES[name]
-        ratio = self.cls.native_ratio
-        if ratio is not None and name in ("square", "not square"):
-            h, w = geometry.features
-            geometry = Geometry((ratio * h, ratio * w), (h, w), (ratio * h, ratio * w))
-        setting = Setting(
-            backbone="noise",
-            channels=self.channels,
-            stride=max(1, geometry.image[0] // geometry.features[0]),
-            image_size=geometry.image,
-            feature_size=geometry.features,
-            output_size=geometry.output,
-            weights="none",
-            device=self.device,
-        )
-        if reason := self.cls.skip_reason(setting):
-            raise NotApplicable(reason)
-        if ratio is not None and geometry.output != tuple(ratio * n for n in geometry.features):
-            raise NotApplicable(f"upsamples by {ratio} only")
-        return geometry
-
-    def inputs(self, geometry: Geometry, batch: int = 1, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """A smooth image, normalised for the method, and features of noise."""
-        generator = torch.Generator().manual_seed(seed)
-        coarse = torch.rand(batch, 3, 4, 4, generator=generator)
-        image01 = torch.nn.functional.interpolate(coarse, geometry.image, mode="bicubic").clamp(0, 1)
-        features = torch.randn(batch, self.channels, *geometry.features, generator=generator)
-        return self.method.normalize(image01).to(self.device), features.to(self.device)
-
-    def each(self) -> Iterator[tuple[str, Geometry]]:
-        """The geometries that the method can do."""
-        for name in GEOMETRIES:
-            try:
-                yield name, self.geometry(name)
-            except NotApplicable:
-                continue
 
 
 def check_method(
@@ -149,7 +59,7 @@ def metadata(case: MethodCase) -> None:
     require(isinstance(getattr(cls, "name", None), str), f"{cls.__name__} has no name")
     for name in ("title", "paper", "licence"):
         require(isinstance(getattr(cls, name), str), f"{name} is not a text")
-    for name in ("guided", "trainable", "linear", "uses_camera"):
+    for name in ("guided", "trainable", "linear", "uses_camera", "uses_backbone"):
         require(isinstance(getattr(cls, name), bool), f"{name} is not True or False")
     require(cls.year is None or 1900 < cls.year < 2100, f"year {cls.year!r}")
     ratio = cls.native_ratio
@@ -260,7 +170,10 @@ def gradient_to_features(case: MethodCase) -> None:
     image, features = case.inputs(geometry)
     features.requires_grad_()
     weights = torch.linspace(-1, 1, geometry.output[0] * geometry.output[1], device=case.device)
-    (case.method(image, features, geometry.output).flatten(2) * weights).sum().backward()
+    out = case.method(image, features, geometry.output)
+    if case.cls.uses_backbone and not out.requires_grad:
+        raise NotApplicable("its features come from the backbone that it runs, not from those given")
+    (out.flatten(2) * weights).sum().backward()
     grad = features.grad
     require(grad is not None and bool(grad.isfinite().all()), "gradient is missing or not finite")
     require(grad is not None and float(grad.abs().sum()) > 0, "gradient is zero")
@@ -322,11 +235,12 @@ def operator(case: MethodCase) -> None:
             require(case.channels % made.groups == 0, f"{made.groups} groups do not divide {case.channels}")
             dense = case.method(image, features, geometry.output)
             probe = torch.randn(5, case.channels, device=case.device)
-            projected = project(probe, features, made.groups)
+            sources = made.takes(features)
+            projected = project(probe, sources, made.groups)
             expected = torch.einsum("kc,bchw->bkhw", probe, dense)
             _close(made(projected), expected, f"{name}: probe first, then operator")
             _close(
-                made(project(torch.eye(case.channels, device=case.device), features, made.groups)),
+                made(project(torch.eye(case.channels, device=case.device), sources, made.groups)),
                 dense,
                 f"{name}: operator on the features",
             )
@@ -358,6 +272,33 @@ def camera(case: MethodCase) -> None:
     require(not torch.equal(outs[0], outs[1]), "the camera has no effect")
 
 
+def backbone(case: MethodCase) -> None:
+    """A method that runs the backbone says what to do without one, and leaves it as it is."""
+    if case.backbone is None:
+        raise NotApplicable("runs no backbone")
+    geometry = case.geometry("square")
+    image, features = case.inputs(geometry)
+    before = {name: tensor.clone() for name, tensor in case.backbone.state_dict().items()}
+    stride, shapes = case.backbone.stride, [m.__dict__.get("stride") for m in case.backbone.modules()]
+    with torch.no_grad():
+        case.method(image, features, geometry.output)
+        again = case.backbone.state_dict()
+    require(all(torch.equal(tensor, again[name]) for name, tensor in before.items()), "its weights changed")
+    unchanged = [m.__dict__.get("stride") for m in case.backbone.modules()] == shapes
+    require(unchanged and case.backbone.stride == stride, "a stride of the backbone changed")
+    lent = {id(parameter) for parameter in case.backbone.parameters()}
+    own = {id(parameter) for parameter in case.method.parameters()}
+    require(not lent & own, "parameters of the backbone are among those of the method")
+    lonely = case.cls.build(channels=case.channels, **case.options).eval().to(case.device)
+    try:
+        with torch.no_grad():
+            lonely(image, features, geometry.output)
+    except UpbenchError as error:
+        require(case.cls.name in str(error) and "backbone" in str(error), f"without a backbone: {error}")
+    else:
+        raise ContractError("says that it runs the backbone, but works without one")
+
+
 def weights(case: MethodCase) -> None:
     """A state dict loads through `load_method` into an equal method; a wrong one is refused."""
     from upbench.weights import load_method
@@ -368,6 +309,7 @@ def weights(case: MethodCase) -> None:
     if case.cls.registered.get(case.cls.name) is not case.cls:
         raise NotApplicable("is not registered")
     settings: dict[str, Any] = {"channels": case.channels, "device": case.device, **case.options}
+    settings |= {"backbone": case.backbone}
     loaded = load_method(case.cls.name, weights=state, **settings)
     require(not loaded.training, "is not in eval mode after loading")
     geometry = case.geometry("square")
@@ -427,6 +369,7 @@ METHOD_CHECKS: dict[str, Callable[[MethodCase], None]] = {
     "linearity": linearity,
     "operator": operator,
     "camera": camera,
+    "backbone": backbone,
     "weights": weights,
     "pickling": pickling,
     "gpu": gpu,

@@ -1,0 +1,116 @@
+"""A method under test with inputs for it: what the checks of `upbench.testing.methods` are called with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from upbench.backbones import Backbone
+from upbench.base import Setting, Upsampler
+from upbench.testing.backbones import tiny_backbone
+from upbench.testing.checks import NotApplicable
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes of a call: (height, width) of the image, the features and the output."""
+
+    image: Size
+    features: Size
+    output: Size
+
+
+GEOMETRIES: dict[str, Geometry] = {
+    "square": Geometry((32, 32), (8, 8), (32, 32)),
+    "not square": Geometry((24, 40), (6, 10), (24, 40)),
+    "ratio not an integer": Geometry((30, 44), (7, 9), (29, 41)),
+    "larger than the image": Geometry((24, 32), (6, 8), (40, 56)),
+    "smaller than the image": Geometry((32, 40), (8, 10), (16, 12)),
+    "smaller than the features": Geometry((32, 40), (8, 10), (5, 7)),
+    "few features": Geometry((12, 16), (3, 4), (12, 16)),
+}
+
+
+@dataclass
+class MethodCase:
+    """A method under test, and inputs for it.
+
+    Attributes:
+        cls: Its class.
+        options: Options of its constructor.
+        channels: C of the features.
+        device: Where the checks run.
+    """
+
+    cls: type[Upsampler]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    channels: int = 16
+    device: str = "cpu"
+
+    @cached_property
+    def method(self) -> Upsampler:
+        """With random weights from a fixed seed, in eval mode. Checks must not change it."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            method = self.cls.build(channels=self.channels, **self.options).eval().to(self.device)
+        if self.backbone is not None:
+            method.attach_backbone(self.backbone)
+        return method
+
+    @cached_property
+    def backbone(self) -> Backbone | None:
+        """A tiny one, for a method that runs the backbone; its stride is that of most geometries."""
+        if not self.cls.uses_backbone:
+            return None
+        return tiny_backbone(self.channels, self.cls.native_ratio or 4).to(self.device)
+
+    def geometry(self, name: str) -> Geometry:
+        """A geometry that the method can do.
+
+        Raises:
+            NotApplicable: It says that it cannot do this one.
+        """
+        geometry = GEOMETRIES[name]
+        ratio = self.cls.native_ratio
+        if ratio is not None and name in ("square", "not square"):
+            h, w = geometry.features
+            geometry = Geometry((ratio * h, ratio * w), (h, w), (ratio * h, ratio * w))
+        setting = Setting(
+            backbone="noise",
+            channels=self.channels,
+            stride=max(1, geometry.image[0] // geometry.features[0]),
+            image_size=geometry.image,
+            feature_size=geometry.features,
+            output_size=geometry.output,
+            weights="none",
+            device=self.device,
+            patch_size=None if self.backbone is None else self.backbone.patch_size,
+        )
+        if reason := self.cls.skip_reason(setting):
+            raise NotApplicable(reason)
+        if ratio is not None and geometry.output != tuple(ratio * n for n in geometry.features):
+            raise NotApplicable(f"upsamples by {ratio} only")
+        return geometry
+
+    def inputs(self, geometry: Geometry, batch: int = 1, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """A smooth image, normalised for the method, and features of noise."""
+        generator = torch.Generator().manual_seed(seed)
+        coarse = torch.rand(batch, 3, 4, 4, generator=generator)
+        image01 = torch.nn.functional.interpolate(coarse, geometry.image, mode="bicubic").clamp(0, 1)
+        features = torch.randn(batch, self.channels, *geometry.features, generator=generator)
+        return self.method.normalize(image01).to(self.device), features.to(self.device)
+
+    def each(self) -> Iterator[tuple[str, Geometry]]:
+        """The geometries that the method can do."""
+        for name in GEOMETRIES:
+            try:
+                yield name, self.geometry(name)
+            except NotApplicable:
+                continue
