@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from upbench.errors import UpbenchError
+from upbench.ops.constants import constant
 
 # Cost of gathering a tile's keys and values, in multiply-adds per copied number and axis; only the ratio to
 # the products matters, and only for choosing tile sizes.
@@ -59,6 +60,7 @@ def neighbourhood(size: int, kernel: int, dilation: int = 1) -> np.ndarray:
     return (group + dilation * start)[:, None] + dilation * np.arange(kernel)
 
 
+@constant
 def neighbourhood_table(size: int, cells: int, kernel: int) -> Tensor:
     """`[size, K]` low-resolution cells of a neighbourhood attention whose keys were resized to the output
     grid.
@@ -69,6 +71,7 @@ def neighbourhood_table(size: int, cells: int, kernel: int) -> Tensor:
     return torch.from_numpy(nearest_exact(size, cells)[grid])
 
 
+@constant
 def fraction_table(size: int, cells: int, radius: float) -> Tensor:
     """`[size, K]` low-resolution cells within `radius` of each position, as a fraction of the axis.
 
@@ -142,6 +145,13 @@ def tiling(table: Tensor, cells: int, device: torch.device, size: int | None = N
     Raises:
         UpbenchError: A position sees no cell, or one outside the axis.
     """
+    tiles = _tiling(table, cells, device, size)
+    # A trace knows the methods of what it has seen made, not of constants.
+    return Tiling(tiles.length, tiles.size, tiles.before, tiles.cells, tiles.bias)
+
+
+@constant
+def _tiling(table: Tensor, cells: int, device: torch.device, size: int | None) -> Tiling:
     array = np.ascontiguousarray(table.cpu().numpy(), dtype=np.int64)
     if array.ndim != 2:
         raise UpbenchError(f"window table must be [N, K], got {list(array.shape)}")
