@@ -5,8 +5,8 @@
 Every round runs each contender once, in turn, so that whatever else the machine does meets all of them; the
 table has medians with quartiles and the median of the rounds' ratios to RaysUp. "Dense product" is one matrix
 product of as many FLOPs as RaysUp's forward (2 x MACs). The official code (a checkout of
-https://github.com/wimmerth/anyup) runs as it is, with random weights and its own chunks of queries. Peak memory
-of a forward, output included, comes from fresh processes. docs/performance.md shows what this printed.
+https://github.com/wimmerth/anyup) runs as it is, with random weights and its own chunks of queries. Peak
+memory of a forward, output included, comes from fresh processes. docs/performance.md shows what this printed.
 """
 
 from __future__ import annotations
