@@ -252,12 +252,13 @@ def _cells(padded: Tensor, rows: slice, side: int, groups: int) -> Tensor:
 def _phases(dense: Tensor, rows: slice, scale: int, dtype: torch.dtype) -> Tensor:
     """A strip of `[..., H, W]` by position in the cell: `[..., scale^2, n, w]`."""
     part = dense[..., scale * rows.start : scale * rows.stop, :].to(dtype).contiguous()
-    return F.pixel_unshuffle(part.unsqueeze(-3), scale)
+    phases: Tensor = F.pixel_unshuffle(part.unsqueeze(-3), scale)
+    return phases
 
 
 def _joined(phases: Tensor, scale: int) -> Tensor:
     """The inverse of `_phases`; groups of channels `[B, G, C / G, ...]` become `[B, C, ...]`."""
-    dense = F.pixel_shuffle(phases, scale).squeeze(-3)
+    dense: Tensor = F.pixel_shuffle(phases, scale).squeeze(-3)
     return dense.flatten(1, 2) if phases.ndim == 6 else dense
 
 
