@@ -129,11 +129,21 @@ def from_official(state: Mapping[str, Tensor], renamed: Mapping[str, str]) -> di
     converted = {}
     for key, tensor in state.items():
         if key.startswith(_PACKED):
-            kind = key[len(_PACKED) :]
-            for name, part in zip(("query", "key", "value"), tensor.chunk(3), strict=False):
-                converted[f"attention.{name}.{kind}"] = part.clone()
+            converted.update(unpacked("attention.", key[len(_PACKED) :], tensor))
             continue
         for official, ours in (*_OFFICIAL.items(), *renamed.items()):
             key = key.replace(official, ours)
         converted[key] = tensor
     return converted
+
+
+def unpacked(prefix: str, kind: str, packed: Tensor) -> dict[str, Tensor]:
+    """The rows of a packed input projection of `nn.MultiheadAttention`, as three linear layers have them.
+
+    Args:
+        prefix: What names begin with, as in "attention.".
+        kind: "weight" or "bias".
+        packed: `[3 dim, ...]`, rows of queries, keys and values.
+    """
+    parts = zip(("query", "key", "value"), packed.chunk(3), strict=False)
+    return {f"{prefix}{name}.{kind}": part.clone() for name, part in parts}

@@ -1,8 +1,8 @@
 """Attention from a dense grid of queries to all cells of a low-resolution map.
 
-Each head has H W times h w weights: 822 MB at 448 pixels and 32 x 32 features, in float32. So they never exist
-at once: queries are taken in runs whose weights fit a memory budget, which changes the result by rounding
-alone. In training a run is computed again in the backward pass, instead of keeping its weights.
+Each head has H W times h w weights: 822 MB at 448 pixels and 32 x 32 features, in float32. So they never
+exist at once: queries are taken in runs whose weights fit a memory budget, which changes the result by
+rounding alone. In training a run is computed again in the backward pass, instead of keeping its weights.
 """
 
 from __future__ import annotations
@@ -189,7 +189,8 @@ def _averaged(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 def _by_head(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """`[B, heads, n, D]` queries and `[B, heads, h * w, Dv]` values to `[B, heads * Dv, n]`."""
     queries, keys = queries.to(values.dtype), keys.to(values.dtype)
-    return F.scaled_dot_product_attention(queries, keys, values, scale=1.0).mT.flatten(1, 2)
+    dense: Tensor = F.scaled_dot_product_attention(queries, keys, values, scale=1.0)
+    return dense.mT.flatten(1, 2)
 
 
 def _again(attend: Callable[..., Tensor], recompute: bool, *inputs: Tensor) -> Tensor:
