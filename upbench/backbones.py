@@ -19,6 +19,8 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from upbench.base import normalize_image
@@ -101,12 +103,12 @@ class Backbone(nn.Module):
     def patch_size(self) -> int | None:
         """Side of the patches of a plain ViT: every feature is a token, and the model takes any grid of
         them. None for any other model (convolutional, hierarchical, of a fixed size)."""
-        embedding = getattr(self.model, "patch_embed", None)
-        if not isinstance(embedding, timm.layers.PatchEmbed):
+        model = self.model
+        if not isinstance(model, (VisionTransformer, Eva)) or not model.dynamic_img_size:
             return None
-        any_grid = getattr(self.model, "dynamic_img_size", False)
-        plain = tuple(embedding.patch_size) == (self.stride, self.stride)
-        return self.stride if any_grid and plain else None
+        embedding: Any = model.patch_embed
+        plain = isinstance(embedding, timm.layers.PatchEmbed)
+        return self.stride if plain and tuple(embedding.patch_size) == (self.stride, self.stride) else None
 
     def forward(self, image01: Tensor) -> Tensor:
         """Computes the features.
