@@ -202,5 +202,5 @@ class TestUpsampled:
         samples, features = split()
         with pytest.raises(UpbenchError, match="4 images do not go with"):
             Upsampled(Resized(), samples[:4], features, (SIZE, SIZE))
-        with pytest.raises(UpbenchError, match="camera must be"):
+        with pytest.raises(UpbenchError, match="unknown camera 'mine'"):
             Upsampled(Resized(), samples, features, (SIZE, SIZE), camera="mine")

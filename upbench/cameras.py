@@ -27,8 +27,8 @@ class CameraChoice:
     Attributes:
         dataset: Whether samples' cameras are given to the method.
         focal: Factor on both focal lengths.
-        place: World coordinates (x right, y down, z forward for the identity pose; the dataset's unit, metres)
-            of the camera's centre; None for where the dataset has it.
+        place: World coordinates of the camera's centre in metres (x right, y down, z forward for the identity
+            pose); None for where the dataset has it.
     """
 
     dataset: bool = False
