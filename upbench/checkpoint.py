@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -45,6 +45,21 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise UpbenchError(f"checkpoint {path} holds a {type(content).__name__}, not a mapping of tensors")
     return content
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts in the header of a safetensors file; none for other kinds of files.
+
+    Raises:
+        UpbenchError: The file is corrupt.
+    """
+    if path.suffix.lower() != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise UpbenchError(f"checkpoint {path} is corrupt or truncated ({_first_line(error)})") from error
 
 
 def state_of(content: Mapping[str, Any], key: str | None, method: str, where: str) -> dict[str, Tensor]:

@@ -33,6 +33,7 @@ def model_card(
     """
     facts = {
         "Method": config.method,
+        **({"Options": _options(config)} if config.options else {}),
         "Backbone": config.backbone,
         "Photos": ", ".join(Path(folder).as_posix() for folder in config.images),
         "Licence of the photos": "(to be filled in)",
@@ -53,6 +54,10 @@ def model_card(
     lines = [f"# {Path(config.out).stem}", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in facts.items()]
     return "\n".join([*lines, "", "## Curve", "", *_curve(curve), ""])
+
+
+def _options(config: TrainConfig) -> str:
+    return ", ".join(f"{name} {value}" for name, value in config.options.items())
 
 
 def _recipe(config: TrainConfig) -> str:

@@ -296,6 +296,7 @@ def _finish(run: _Run, paths: TrainPaths) -> TrainResult:
         "method": run.config.method,
         "backbone": run.config.backbone,
         "channels": str(run.model.channels),
+        "options": json.dumps(run.config.options, sort_keys=True),
         "recipe": run.config.views.recipe,
         "steps": str(result.steps),
         "images_seen": str(result.images_seen),

@@ -211,6 +211,41 @@ def read_state(cls: type[Upsampler], resolved: ResolvedWeights) -> dict[str, Ten
         ) from error
 
 
+def trained_options(cls: type[Upsampler], resolved: ResolvedWeights) -> dict[str, Any]:
+    """Constructor options that `upbench train` wrote into a checkpoint, of those that the method has."""
+    import json
+
+    from upbench.checkpoint import read_metadata
+
+    noted = read_metadata(resolved.path) if resolved.path is not None else {}
+    if noted.get("method") != cls.name:
+        return {}
+    try:
+        options = json.loads(noted.get("options", "{}"))
+    except ValueError:
+        raise UpbenchError(f"{_where(resolved)} has options in its metadata that are not JSON") from None
+    return {name: value for name, value in options.items() if name in cls.option_names()}
+
+
+def options_unlike_training(
+    cls: type[Upsampler], weights: str, options: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Options that differ from those that weights were trained with: name -> (asked for, trained with).
+
+    A checkpoint that says nothing of them counts as trained with the constructor's defaults.
+    """
+    import inspect
+
+    resolved = resolve(cls, weights)
+    if resolved.path is None:
+        return {}
+    parameters = inspect.signature(cls.__init__).parameters
+    state = read_state(cls, resolved) or {}
+    trained = {name: parameters[name].default for name in cls.option_names()}
+    trained |= {**trained_options(cls, resolved), **cls.options_from(state)}
+    return {name: (value, trained[name]) for name, value in options.items() if value != trained[name]}
+
+
 def weights_fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, types, shapes and values; the order of the mapping plays no part."""
     import hashlib
@@ -311,7 +346,8 @@ def _agreed_options(
     channels: int,
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Constructor options from the checkpoint and from the user, who may not contradict it."""
+    """Constructor options from the checkpoint and from the user, who may contradict what it was trained with
+    but not what its tensors say."""
     where = _where(resolved)
     try:
         implied = dict(cls.options_from(state))
@@ -327,7 +363,7 @@ def _agreed_options(
     for option, value in options.items():
         if option in implied and implied[option] != value:
             raise UpbenchError(f"{where} has {option}={implied[option]}, asked for {option}={value}")
-    return {**implied, **options}
+    return {**trained_options(cls, resolved), **implied, **options}
 
 
 def _load_strictly(module: Upsampler, state: Mapping[str, Tensor], resolved: ResolvedWeights) -> None:

@@ -30,6 +30,7 @@ from upbench.protocol import Preset, find_preset
 from upbench.records import Record
 from upbench.registry import find_method, load_plugin_files, open_dataset
 from upbench.upsampled import Upsampled
+from upbench.weights import options_unlike_training
 
 T = TypeVar("T")
 
@@ -365,4 +366,10 @@ def warnings_of(cell: Cell) -> list[str]:
         found.append(f"probe settings differ from the protocol: {settings}")
     if cell.method.weights == "none":
         found.append("random weights")
+    elif cell.method.options:
+        cls = find_method(cell.method.name)
+        unlike = options_unlike_training(cls, cell.method.weights, cell.method.options)
+        if unlike:
+            texts = [f"{name}={asked} (trained with {trained})" for name, (asked, trained) in unlike.items()]
+            found.append(f"not retrained for {', '.join(texts)}")
     return found
