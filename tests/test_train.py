@@ -62,10 +62,10 @@ def tiny_method() -> Iterator[str]:
         name = "tiny-trainable"
         trainable = True
 
-        def __init__(self, channels: int = 4, *, broken: bool = False) -> None:
+        def __init__(self, channels: int = 4, *, broken: bool = False, width: int = 3) -> None:
             super().__init__(channels)
             self.guide = nn.Conv2d(3, channels, 1)
-            self.smooth = nn.Conv2d(channels, channels, 3, padding=1)
+            self.smooth = nn.Conv2d(channels, channels, width, padding=width // 2)
             self.drop = nn.Dropout(0.1)
             self.broken = broken
 
@@ -199,6 +199,20 @@ def test_trained_weights_load_as_a_checkpoint(config: TrainConfig):
     result = train(config)
     method = load_method(config.method, result.out, channels=4)
     assert not method.training
+
+
+def test_a_checkpoint_remembers_its_options(config: TrainConfig):
+    from upbench.registry import find_method
+    from upbench.weights import load_method, options_unlike_training
+
+    result = train(change(config, options={"width": 5}, steps=1))
+    assert "| Options | width 5 |" in result.card.read_text()
+    assert load_method(config.method, result.out, channels=4).smooth.kernel_size == (5, 5)
+    with pytest.raises(UpbenchError, match="instead of"):
+        load_method(config.method, result.out, channels=4, width=3)
+    cls = find_method(config.method)
+    assert options_unlike_training(cls, str(result.out), {"width": 5, "broken": False}) == {}
+    assert options_unlike_training(cls, str(result.out), {"broken": True}) == {"broken": (True, False)}
 
 
 @pytest.mark.parametrize("recipe", ["guidance", "crop"])

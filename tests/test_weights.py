@@ -18,7 +18,14 @@ from torch import Tensor, nn
 import upbench.weights as weights_module
 from upbench.base import Upsampler
 from upbench.errors import UpbenchError
-from upbench.weights import Weights, list_weights, load_method, resolve, weights_fingerprint
+from upbench.weights import (
+    Weights,
+    list_weights,
+    load_method,
+    options_unlike_training,
+    resolve,
+    weights_fingerprint,
+)
 
 
 class Toy(Upsampler):
@@ -122,6 +129,20 @@ def test_pickled_checkpoints(state: dict[str, Tensor], tmp_path: Path, wrap: Any
     torch.save(wrap(official(state)), path)
     assert_filled(load_method("toy", path, channels=8), state)
     assert_filled(load_method("toy", str(path), channels=8), state)
+
+
+def test_options_in_the_metadata_are_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "toy.safetensors"
+    state = Toy(channels=6).state_dict()
+    for method, options, gain in (("toy", '{"gain": 2.5, "gone": 1}', 2.5), ("other", '{"gain": 2.5}', 1.0)):
+        save_file(state, file, {"method": method, "options": options})
+        assert load_method("toy", file, channels=6).gain == gain
+        assert load_method("toy", file, channels=6, gain=3.0).gain == 3.0
+    assert options_unlike_training(Toy, str(file), {"gain": 3.0, "dim": 4}) == {"gain": (3.0, 1.0)}
+    assert options_unlike_training(Toy, "none", {"gain": 3.0}) == {}
+    save_file(state, file, {"method": "toy", "options": "{"})
+    with pytest.raises(UpbenchError, match="not JSON"):
+        load_method("toy", file, channels=6)
 
 
 def test_safetensors(state: dict[str, Tensor], tmp_path: Path):
