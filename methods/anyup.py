@@ -14,11 +14,14 @@ from upbench.base import Camera, Upsampler
 from upbench.errors import UpbenchError
 from upbench.layers.attention import Position, Projections, from_official
 from upbench.layers.convolutions import GROUPS, grid_of, pool, residual_encoder
+from upbench.layers.guidance import Guidance, enlarged
+from upbench.ops.tiled import TiledWindows
 from upbench.ops.window import WindowOperator, window_attention, window_operator
 from upbench.ops.windows import fraction_table
 from upbench.weights import Weights
 
 HEADS = 4
+Part = tuple[slice, slice]
 _CHUNK = 16 * 2**20  # bytes of filter responses at a time
 
 _OFFICIAL = {
@@ -134,6 +137,33 @@ class AnyUp(Upsampler):
             queries, keys = self.encode(image, features, output_size)
         rows, cols = self.tables(grid_of(features), output_size)
         return window_operator(queries, keys, rows, cols, heads=HEADS, average_heads=True)
+
+    def tile_operator(
+        self,
+        image: Tensor,
+        features: Tensor,
+        output_size: tuple[int, int],
+        camera: Camera | None = None,
+        *,
+        memory_budget: int,
+    ) -> TiledWindows:
+        """The attention, computed for the crop that is asked for (see `Upsampler.tile_operator`)."""
+
+        def encoded(last: nn.Module) -> Guidance:
+            return Guidance([nn.Sequential(self.image_encoder, self.position, last)], image, memory_budget)
+
+        guide = encoded(self.key_encoder).pooled(grid_of(features))
+        keys = self.aggregation(torch.cat([guide, self.feature_encoder(features)], 1))
+        guidance = encoded(self.query_encoder)
+
+        def queries(part: Part) -> Tensor:
+            wider, inner = enlarged(part, output_size, 1)  # what the attention's convolution sees
+            projected = self.attention.project_queries(guidance.pooled(output_size, wider))
+            return projected[:, :, inner[0], inner[1]]
+
+        rows, cols = self.tables(grid_of(features), output_size)
+        keys = self.attention.project_keys(keys)
+        return TiledWindows(queries, keys, rows, cols, heads=HEADS, average_heads=True)
 
     def encode(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Queries `[B, dim, H, W]` and keys `[B, dim, h, w]`, projected."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from upbench.base import Camera, Setting, Upsampler
 from upbench.errors import UpbenchError, unknown
 from upbench.layers.convolutions import GROUPS, Branch, grid_of, pool
+from upbench.layers.guidance import Guidance
 from upbench.layers.rays import (
     ORIGINAL_SIZES,
     ray_angles,
@@ -21,12 +22,14 @@ from upbench.layers.rays import (
     rotation,
 )
 from upbench.layers.rotary import axial_rotation, rotate
+from upbench.ops.tiled import TiledWindows
 from upbench.ops.window import WindowOperator, window_attention, window_operator
 from upbench.ops.windows import neighbourhood_table
 from upbench.weights import Weights
 
 HEADS = 4
 Shape = tuple[tuple[int, int], int, int, tuple[int, int]]
+Part = tuple[slice, slice]
 _POINT: Shape = ((1, 1), 2, 1, (0, 0))
 # Branches of each encoder: kernel (rows x columns), blocks, dilation, reflect padding (rows, columns). They
 # have equal parts of the channels: four of them are a head each, one of two is two heads.
@@ -175,6 +178,33 @@ class RaysUp(Upsampler):
         rows, cols = self.tables(grid_of(features), output_size)
         return window_operator(queries, keys, rows, cols, heads=HEADS)
 
+    def tile_operator(
+        self,
+        image: Tensor,
+        features: Tensor,
+        output_size: tuple[int, int],
+        camera: Camera | None = None,
+        *,
+        memory_budget: int,
+    ) -> TiledWindows:
+        """The attention, computed for the crop that is asked for (see `Upsampler.tile_operator`)."""
+        guidance = Guidance(list(self.encoder.children()), image, memory_budget)
+
+        def encoded(grid: tuple[int, int], part: Part | None = None) -> Tensor:
+            encoding = guidance.pooled(grid, part)
+            turn = self._rotation(image, grid, camera, part)
+            if turn is not None:
+                heads = encoding.split(self.head_dim, 1)
+                encoding = torch.cat([half for head in heads for half in rotate(head, *turn)], 1)
+            if self.ray_features is None:
+                return encoding
+            marks: Tensor = self.ray_features(*self._rays(image, grid, camera, part))
+            return encoding + marks.to(encoding.dtype)
+
+        rows, cols = self.tables(grid_of(features), output_size)
+        keys = encoded(grid_of(features))
+        return TiledWindows(lambda part: encoded(output_size, part), keys, rows, cols, heads=HEADS)
+
     def encode(
         self,
         image: Tensor,
@@ -201,22 +231,22 @@ class RaysUp(Upsampler):
         return queries + marks[0].to(queries.dtype), keys + marks[1].to(keys.dtype)
 
     def _rotation(
-        self, image: Tensor, grid: tuple[int, int], camera: Camera | None
+        self, image: Tensor, grid: tuple[int, int], camera: Camera | None, part: Part | None = None
     ) -> tuple[Tensor, Tensor] | None:
-        """Cosine and sine that the heads of a grid are rotated by, if they are."""
+        """Cosine and sine that the heads of a grid (or part of it) are rotated by, if they are."""
         if self.position == "rope":
-            return axial_rotation(grid, self.head_dim, image.device)
+            return axial_rotation(grid, self.head_dim, image.device, part=part)
         if self.position != "rayPE":
             return None
-        directions, others = self._rays(image, grid, camera)
+        directions, others = self._rays(image, grid, camera, part)
         moments = others if self.ray_coordinates == "plucker" else None  # rotations by origins cancel
         return rotation(directions, self.head_dim, moments)
 
     def _rays(
-        self, image: Tensor, grid: tuple[int, int], camera: Camera | None
+        self, image: Tensor, grid: tuple[int, int], camera: Camera | None, part: Part | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Directions of a grid's rays, and their moments or origins (None where they are zero)."""
-        directions = ray_directions(image, grid, camera, self.original_size)
+        directions = ray_directions(image, grid, camera, self.original_size, part)
         others = ray_moments if self.ray_coordinates == "plucker" else ray_origins
         return directions, others(directions, camera)
 

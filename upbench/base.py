@@ -175,6 +175,29 @@ class Upsampler(nn.Module, Registered):
             return None
         return FunctionOperator(lambda values: self(image, values, output_size), output_size)
 
+    def tile_operator(
+        self,
+        image: Tensor,
+        features: Tensor,
+        output_size: tuple[int, int],
+        camera: Camera | None = None,
+        *,
+        memory_budget: int,
+    ) -> Operator | None:
+        """The same operator for an output that is too large to be had at once (see `upbench.streaming`).
+
+        Its crops are what is computed. A method whose `operator` holds something for every output pixel
+        should return one here that does not.
+
+        Args:
+            image: As for `operator`.
+            features: As for `operator`.
+            output_size: As for `operator`.
+            camera: As for `operator`.
+            memory_budget: Bytes that the result may hold and take to be made, about.
+        """
+        return self.operator(image, features, output_size, camera)
+
     def normalize(self, image01: Tensor) -> Tensor:
         """`[B, 3, h_img, w_img]` RGB in 0..1, as `forward` wants it."""
         return normalize_image(image01, self.mean, self.std)

@@ -26,9 +26,19 @@ class Position(nn.Module):
         waves[0, : dim // 2] = waves[1, dim // 2 :] = base.repeat(2)
         self.frequencies = nn.Parameter(waves)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, dim, H, W]` to the same shape; both axes run from 0 to 1, ends included."""
-        rows, cols = (self._waves(axis, size) for axis, size in enumerate(grid_of(x)))
+    def forward(
+        self, x: Tensor, size: tuple[int, int] | None = None, part: tuple[slice, slice] | None = None
+    ) -> Tensor:
+        """`[B, dim, H, W]` to the same shape; both axes run from 0 to 1, ends included.
+
+        Args:
+            x: What to multiply.
+            size: Of the whole map, where `x` is a part of it.
+            part: The rows and columns of the map that `x` is.
+        """
+        rows, cols = (self._waves(axis, length) for axis, length in enumerate(size or grid_of(x)))
+        if part is not None:
+            rows, cols = rows[:, part[0]], cols[:, part[1]]
         half = int(x.shape[1]) // 2
         a, b = x.permute(0, 2, 3, 1).split(half, 3)
         cos, sin = _outer(rows[..., :half], cols[..., :half])
@@ -79,8 +89,15 @@ class Projections(nn.Module):
 
     def forward(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """`[B, dim, H, W]` and `[B, dim, h, w]` to the same shapes."""
-        queries = self.query_norm(self.conv(queries))
-        return _project(self.query, queries), _project(self.key, self.key_norm(keys))
+        return self.project_queries(queries), self.project_keys(keys)
+
+    def project_queries(self, queries: Tensor) -> Tensor:
+        """`[B, dim, H, W]` to the same shape; sees a pixel around, zeros beyond the border."""
+        return _project(self.query, self.query_norm(self.conv(queries)))
+
+    def project_keys(self, keys: Tensor) -> Tensor:
+        """`[B, dim, h, w]` to the same shape."""
+        return _project(self.key, self.key_norm(keys))
 
 
 class RMSNorm(nn.Module):

@@ -25,7 +25,11 @@ def default_intrinsics(image: Tensor) -> Tensor:
 
 
 def ray_directions(
-    image: Tensor, grid: tuple[int, int], camera: Camera | None, original_size: str = "principal_point"
+    image: Tensor,
+    grid: tuple[int, int],
+    camera: Camera | None,
+    original_size: str = "principal_point",
+    part: tuple[slice, slice] | None = None,
 ) -> Tensor:
     """Unit directions `[B, 3, gh, gw]` of the rays through the cells of a grid over the image, in world axes.
 
@@ -39,6 +43,7 @@ def ray_directions(
         original_size: "principal_point": twice the largest principal point of the batch, in whole pixels, as
             in the official code; right where every principal point is the centre and they are all equal.
             "image": the size of the image that is given; right for any principal point, image by image.
+        part: Rows and columns of the grid to compute, start and stop given; all of them by default.
     """
     intrinsics = default_intrinsics(image) if camera is None else camera.intrinsics.to(image.device).float()
     fx, fy, cx, cy = (value.view(-1, 1, 1) for value in intrinsics.unbind(1))
@@ -49,9 +54,13 @@ def ray_directions(
     else:
         height, width = (torch.trunc(2 * centre.max()) for centre in (cy, cx))
     sy, sx = grid[0] / height, grid[1] / width
-    x = (torch.arange(grid[1], device=image.device) + 0.5 - cx * sx) / (fx * sx)
-    y = (torch.arange(grid[0], device=image.device).view(-1, 1) + 0.5 - cy * sy) / (fy * sy)
-    shape = (int(intrinsics.shape[0]), *grid)
+    rows, cols = (
+        torch.arange(span.start, span.stop, device=image.device)
+        for span in part or (slice(0, grid[0]), slice(0, grid[1]))
+    )
+    x = (cols + 0.5 - cx * sx) / (fx * sx)
+    y = (rows.view(-1, 1) + 0.5 - cy * sy) / (fy * sy)
+    shape = (int(intrinsics.shape[0]), len(rows), len(cols))
     rays = torch.stack([x.expand(shape), y.expand(shape), torch.ones(shape, device=image.device)], 1)
     if camera is not None and camera.pose is not None:
         turn = camera.pose[:, :3, :3].to(image.device).float()

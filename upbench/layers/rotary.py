@@ -24,7 +24,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def axial_rotation(
-    grid: tuple[int, int], dim: int, device: torch.device, base: float = 100.0
+    grid: tuple[int, int],
+    dim: int,
+    device: torch.device,
+    base: float = 100.0,
+    part: tuple[slice, slice] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Axial RoPE of a head (NAF, Chambon et al. 2025): cosine and sine `[dim / 2, H, W]` of its angles.
 
@@ -36,13 +40,16 @@ def axial_rotation(
         dim: Channels of the head, a multiple of 4.
         device: Where to compute.
         base: Of the periods.
+        part: Rows and columns of the grid to compute, start and stop given; all of them by default.
     """
     count = dim // 4
     frequencies = 2 * math.pi * base ** (-torch.arange(count, device=device) / count)
+    spans = part or (slice(0, grid[0]), slice(0, grid[1]))
     rows, cols = (
-        (2 * (torch.arange(size, device=device) + 0.5) / size - 1).view(-1, 1) * frequencies for size in grid
+        (2 * (torch.arange(span.start, span.stop, device=device) + 0.5) / size - 1).view(-1, 1) * frequencies
+        for span, size in zip(spans, grid, strict=True)
     )
-    shape = (*grid, count)
+    shape = (len(rows), len(cols), count)
     # Channels lie last in memory, as they do in the encoding.
     angles = torch.cat([rows.unsqueeze(1).expand(shape), cols.unsqueeze(0).expand(shape)], 2).permute(2, 0, 1)
     return angles.cos(), angles.sin()

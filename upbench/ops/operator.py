@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from upbench.errors import UpbenchError
@@ -38,6 +39,18 @@ class Operator(ABC):
     @abstractmethod
     def crop(self, rows: slice, cols: slice) -> Operator:
         """The same operator for a rectangle of output pixels only (slices with step 1)."""
+
+    def dense(self, features: Tensor) -> Tensor:
+        """The upsampled features: `[B, C, h, w]` to `[B, C, H, W]`, each group with its own weights."""
+        if self.groups == 1:
+            return self(features.unsqueeze(1))
+        b, c, h, w = features.shape
+        parts = []
+        for group, part in enumerate(features.chunk(self.groups, 1)):
+            values = features.new_zeros(b, self.groups, c // self.groups, h, w)
+            values[:, group] = part
+            parts.append(self(values))
+        return torch.cat(parts, 1)
 
     def takes(self, features: Tensor) -> Tensor:
         """`[B, C, h, w]` what it is to be applied to: the features that its method was given, or others
