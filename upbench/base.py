@@ -32,6 +32,7 @@ from upbench.plugin import Registered
 if TYPE_CHECKING:
     from upbench.backbones import Backbone
     from upbench.datasets.base import Dataset, Sample
+    from upbench.macs import MacCount
     from upbench.ops.operator import Operator
     from upbench.weights import Weights
 
@@ -116,6 +117,9 @@ class Upsampler(nn.Module, Registered):
         weights: Checkpoints that are known by name.
         default_weights: The one of them that `weights="default"` stands for; None where the method needs
             none.
+        preset_options: Preset -> options of the constructor that a run under it sets unless the user does,
+            such as a smaller budget for a test-time optimisation under "quick". They stand in the record and
+            in the row's name. "contract" are those of the contract tests.
     """
 
     kind: ClassVar[str] = "method"
@@ -136,6 +140,7 @@ class Upsampler(nn.Module, Registered):
     std: ClassVar[tuple[float, float, float]] = IMAGENET_STD
     weights: ClassVar[Mapping[str, Weights]] = {}
     default_weights: ClassVar[str | None] = None
+    preset_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __init__(self, channels: int = 384) -> None:
         """Args: channels: C of the features; a method that works for any C ignores it."""
@@ -197,6 +202,14 @@ class Upsampler(nn.Module, Registered):
             memory_budget: Bytes that the result may hold and take to be made, about.
         """
         return self.operator(image, features, output_size, camera)
+
+    def macs(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> MacCount | None:
+        """MACs of a pass that no trace can follow (one that fits something to the image, with gradients);
+        None, the default, has the pass traced.
+
+        Args: as for `forward`.
+        """
+        return None
 
     def normalize(self, image01: Tensor) -> Tensor:
         """`[B, 3, h_img, w_img]` RGB in 0..1, as `forward` wants it."""

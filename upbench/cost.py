@@ -316,15 +316,16 @@ def _macs(
 ) -> tuple[MacCount | None, list[str]]:
     """The count, and what is to be said about it."""
     try:
-        counted = count_macs(_Bound(method, size), *inputs)
+        counted = method.macs(*inputs, size) or count_macs(_Bound(method, size), *inputs)
     except (
         Exception
     ) as error:  # a plugin may do what no trace can follow; its other costs are still worth having
         text = " ".join(f"{type(error).__name__}: {error}".split())
         return None, [f"MACs not counted: {text[:200]}"]
+    notes = [counted.note] if counted.note else []
     if counted.uncounted:
-        return counted, [f"MACs leave out {', '.join(counted.uncounted)}"]
-    return counted, []
+        notes.append(f"MACs leave out {', '.join(counted.uncounted)}")
+    return counted, notes
 
 
 def _cpu_peak(method: Upsampler, sizes: Sizes, dtype: torch.dtype) -> PeakMemory:

@@ -66,11 +66,13 @@ class MacCount:
         total: All of them.
         by_operator: Name of the operation -> MACs.
         uncounted: Names of operations that nobody knows how to count, sorted; empty for a complete count.
+        note: How it was counted, where that was not by a trace of the whole pass (`Upsampler.macs`).
     """
 
     total: int
     by_operator: dict[str, int] = field(default_factory=dict)
     uncounted: tuple[str, ...] = ()
+    note: str = ""
 
 
 def count_macs(model: nn.Module, *inputs: Tensor) -> MacCount:

@@ -7,7 +7,7 @@ finished cell is known again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from upbench.backbones import Backbone
@@ -77,6 +77,7 @@ def make_plan(config: RunConfig, load: Callable[[str, str], Backbone]) -> list[P
     load_plugin_files(config.plugins)
     tasks = plugins("task")
     config = config.select(plugins("method"), tasks, plugins("dataset"))
+    config = replace(config, methods=[_with_preset_options(s, config.preset) for s in config.methods])
     device = _device(config.device)
     methods = {spec: _check_method(spec) for spec in config.methods}
     cells = config.cells({name: tuple(task.datasets) for name, task in tasks.items()}, device)
@@ -140,6 +141,12 @@ def build_method(
     return load_method(
         spec.name, weights=spec.weights, channels=channels, device=device, backbone=lent, **spec.options
     )
+
+
+def _with_preset_options(spec: MethodSpec, preset: str) -> MethodSpec:
+    """The row with the options that its method has under a preset, where the user set none."""
+    options = find_method(spec.name).preset_options.get(preset, {})
+    return replace(spec, options={**options, **spec.options})
 
 
 def _setting(spec: MethodSpec, backbone: str, facts: BackboneFacts, preset: str, device: str) -> Setting:

@@ -372,4 +372,13 @@ def warnings_of(cell: Cell) -> list[str]:
         if unlike:
             texts = [f"{name}={asked} (trained with {trained})" for name, (asked, trained) in unlike.items()]
             found.append(f"not retrained for {', '.join(texts)}")
+    if smaller := budget_of(cell):
+        settings = ", ".join(f"{key}={value}" for key, value in sorted(smaller.items()))
+        found.append(f"options of the preset '{cell.preset}', not the method's own: {settings}")
     return found
+
+
+def budget_of(cell: Cell) -> dict[str, Any]:
+    """The options of a cell's method that are as the preset has them (`Upsampler.preset_options`)."""
+    options = find_method(cell.method.name).preset_options.get(cell.preset, {})
+    return {key: value for key, value in options.items() if cell.method.options.get(key) == value}

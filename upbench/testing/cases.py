@@ -44,7 +44,8 @@ class MethodCase:
 
     Attributes:
         cls: Its class.
-        options: Options of its constructor.
+        options: Options of its constructor, beside those that it declares for contract tests
+            (`preset_options`).
         channels: C of the features.
         device: Where the checks run.
     """
@@ -53,6 +54,9 @@ class MethodCase:
     options: Mapping[str, Any] = field(default_factory=dict)
     channels: int = 16
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        self.options = {**self.cls.preset_options.get("contract", {}), **self.options}
 
     @cached_property
     def method(self) -> Upsampler:
