@@ -100,6 +100,15 @@ def test_one_bad_cell_leaves_a_record_and_the_rest_goes_on(toy, out):
     }
 
 
+def test_a_method_without_weights_is_skipped_where_it_was_not_asked_for_by_name(toy, out):
+    record = by_method(run(toy.config(out, "toy_train*,toy_smooth")))["toy_trained"]
+    assert record.status == "skipped"
+    assert (
+        record.reason
+        == "no weights come with toy_trained; it can be run with others, such as toy_trained:good"
+    )
+
+
 def test_finished_cells_are_kept_and_failed_ones_retried(toy, out, monkeypatch):
     config = toy.config(out, "toy_smooth,toy_fails")
     first = by_method(run(config))

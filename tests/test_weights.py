@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import upbench.weights as weights_module
-from upbench.base import Upsampler
+from upbench.base import Setting, Upsampler
 from upbench.errors import UpbenchError
 from upbench.weights import (
     Weights,
@@ -25,6 +25,7 @@ from upbench.weights import (
     options_unlike_training,
     resolve,
     weights_fingerprint,
+    weights_reason,
 )
 
 
@@ -331,3 +332,25 @@ def test_every_listed_entry_of_the_project_is_complete():
 def test_module_imports_no_torch():
     code = "import sys, upbench.weights; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_weights_tied_to_a_backbone_are_no_use_to_another(monkeypatch: pytest.MonkeyPatch):
+    tied = Weights("tied.pth", backbone="vit_tiny_patch8.one", channels=8)
+    monkeypatch.setattr(
+        Toy, "weights", {"tied": tied, "free": Weights("free.pth", backbone="vit_tiny_patch8")}
+    )
+    monkeypatch.setattr(Toy, "default_weights", "tied")
+
+    def reason(weights: str, backbone: str, channels: int = 8) -> str | None:
+        sizes = (16, 16), (2, 2), (16, 16)
+        return weights_reason(Toy, Setting(backbone, channels, 8, *sizes, weights=weights))
+
+    for name in ("tied", "default"):
+        assert reason(name, "vit_tiny_patch8.one") is None
+        assert reason(name, "vit_tiny_patch8") is None, "a tag may be left out"
+        assert (
+            reason(name, "vit_tiny_patch8.two") == "weights 'toy:tied' are for backbone 'vit_tiny_patch8.one'"
+        )
+        assert reason(name, "vit_tiny_patch8.one", 9) == "weights 'toy:tied' are for 8 channels, not 9"
+    for name in ("free", "none", "some/path.pth"):
+        assert reason(name, "another", 9) is None

@@ -19,7 +19,7 @@ from upbench.errors import UpbenchError, unknown
 from upbench.protocol import ProbeConfig, find_preset
 from upbench.registry import find_method, find_task, load_plugin_files, open_dataset, plugins
 from upbench.sources import source_fingerprint
-from upbench.weights import load_method, resolve
+from upbench.weights import load_method, resolve, weights_reason
 
 _GLANCE = 32  # pixels: a sample that is only looked at
 
@@ -76,6 +76,7 @@ def make_plan(config: RunConfig, load: Callable[[str, str], Backbone]) -> list[P
     """
     load_plugin_files(config.plugins)
     tasks = plugins("task")
+    named = set(config.methods)
     config = config.select(plugins("method"), tasks, plugins("dataset"))
     config = replace(config, methods=[_with_preset_options(s, config.preset) for s in config.methods])
     device = _device(config.device)
@@ -90,7 +91,7 @@ def make_plan(config: RunConfig, load: Callable[[str, str], Backbone]) -> list[P
         for spec in config.methods
         for name, facts in backbones.items()
     }
-    skips = {pair: _skip_method(pair[0], setting) for pair, setting in settings.items()}
+    skips = {pair: _skip_method(pair[0], setting, pair[0] in named) for pair, setting in settings.items()}
     cameras = {name: _skip_camera(dataset, config.methods) for name, dataset in datasets.items()}
     planned = []
     for cell in cells:
@@ -226,14 +227,23 @@ def _look_at(backbone: Backbone, preset: str) -> BackboneFacts:
     )
 
 
-def _skip_method(spec: MethodSpec, setting: Setting) -> str:
+def _skip_method(spec: MethodSpec, setting: Setting, named: bool) -> str:
     """Why a method cannot run on a backbone, or "" after its weights were loaded for a test.
+
+    Args:
+        spec: The row.
+        setting: What it is asked to do.
+        named: Whether the user named the method, where "all" or another pattern would stand for it. Weights
+            that it does not have are then an error, and no reason to skip it.
 
     Raises:
         UpbenchError: A checkpoint that is corrupt or of another size.
     """
     cls = find_method(spec.name)
-    reason = cls.skip_reason(setting)
+    if not named and spec.weights == "default" and cls.trainable and cls.default_weights is None:
+        known = next((f", such as {cls.name}:{name}" for name in cls.weights), "")
+        return f"no weights come with {cls.name}; it can be run with others{known}"
+    reason = cls.skip_reason(setting) or weights_reason(cls, setting)
     if reason is None:
         try:
             build_method(spec, setting.channels)

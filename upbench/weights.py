@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from upbench.backbones import Backbone
-    from upbench.base import Upsampler
+    from upbench.base import Setting, Upsampler
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
@@ -244,6 +244,29 @@ def options_unlike_training(
     trained = {name: parameters[name].default for name in cls.option_names()}
     trained |= {**trained_options(cls, resolved), **cls.options_from(state)}
     return {name: (value, trained[name]) for name, value in options.items() if value != trained[name]}
+
+
+def weights_reason(cls: type[Upsampler], setting: Setting) -> str | None:
+    """Why weights that are known by name cannot serve a setting, in words, or None where they can.
+
+    Weights that depend on C were trained on the features of one backbone and mean nothing to another's, even
+    of the same C. A path is the user's own decision.
+    """
+    name = (cls.default_weights or "") if setting.weights == "default" else setting.weights
+    entry = cls.weights.get(name)
+    if entry is None or entry.channels is None:
+        return None
+    if entry.channels != setting.channels:
+        return f"weights '{cls.name}:{name}' are for {entry.channels} channels, not {setting.channels}"
+    if entry.backbone and not _same_model(entry.backbone, setting.backbone):
+        return f"weights '{cls.name}:{name}' are for backbone '{entry.backbone}'"
+    return None
+
+
+def _same_model(one: str, other: str) -> bool:
+    """Whether two names of timm models mean the same: the tag after the dot may be left out."""
+    (name, _, tag), (other_name, _, other_tag) = one.partition("."), other.partition(".")
+    return name == other_name and (tag == other_tag or not (tag and other_tag))
 
 
 def weights_fingerprint(tensors: Mapping[str, Tensor]) -> str:
