@@ -20,6 +20,7 @@ def _quiet_machine(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["UPBENCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ.pop("UPBENCH_WEIGHTS", None)
     os.environ.pop("UPBENCH_DATA", None)
+    os.environ.pop("UPBENCH_ATTENTION", None)
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from upbench.errors import UpbenchError, unknown
+from upbench.errors import UpbenchError
+from upbench.ops.backends import NAMES, preferred
 from upbench.ops.operator import Operator
 from upbench.ops.windows import Tiling, tiling
 
@@ -49,23 +50,26 @@ def window_attention(
         heads: Number of heads; divides Cq and, without `average_heads`, Cv.
         average_heads: The softmax weights are averaged over heads, and the average is applied to all of v.
         scale: Factor on the logits; (Cq / heads) ** -0.5 by default.
-        backend: "auto" or one of `BACKENDS`.
+        backend: One of `BACKENDS`, or "auto": what `use_backend` or UPBENCH_ATTENTION asks for, else
+            "triton" on CUDA where it is installed and knows the dtypes, else "torch".
         memory_budget: Bytes of working memory to stay near, beside the output; without gradients only.
 
     Returns:
         `[B, Cv, H, W]` in the dtype of v.
 
     Raises:
-        UpbenchError: Shapes that do not fit, a position without cells, a backend that does not exist.
+        UpbenchError: Shapes that do not fit, a position without cells, a backend that does not exist or that
+            cannot compute this.
     """
     _check(q, k, rows, cols, heads)
     if v.shape[0] != k.shape[0] or v.shape[2:] != k.shape[2:]:
         raise UpbenchError(f"values {list(v.shape)} do not lie on the grid of the keys {list(k.shape)}")
     if not average_heads and v.shape[1] % heads:
         raise UpbenchError(f"{v.shape[1]} value channels cannot be split over {heads} heads")
-    if backend != "auto" and backend not in BACKENDS:
-        raise unknown("attention backend", backend, ("auto", *BACKENDS))
-    run = BACKENDS["torch" if backend == "auto" else backend]
+    backend = preferred(backend)
+    if backend == "auto":
+        backend = _fastest(q, k, v, rows, cols, heads, average_heads)
+    run = BACKENDS[backend]
     scale = (int(q.shape[1]) // heads) ** -0.5 if scale is None else scale
     return run(q, k, v, rows, cols, heads, average_heads, scale, memory_budget)
 
@@ -242,7 +246,34 @@ def _reference_backend(
     return (weights.unsqueeze(2) * values).sum(-1).reshape(b, v.shape[1], height, width)
 
 
-BACKENDS: dict[str, Callable[..., Tensor]] = {"torch": _torch_backend, "reference": _reference_backend}
+def _triton_backend(*arguments: Any) -> Tensor:
+    from upbench.ops import triton_window
+
+    return triton_window.attend(*arguments)
+
+
+def _natten_backend(*arguments: Any) -> Tensor:
+    from upbench.ops import natten_window
+
+    return natten_window.attend(*arguments)
+
+
+BACKENDS: dict[str, Callable[..., Tensor]] = {
+    "torch": _torch_backend,
+    "triton": _triton_backend,
+    "natten": _natten_backend,
+    "reference": _reference_backend,
+}
+assert tuple(BACKENDS) == NAMES
+
+
+def _fastest(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, cols: Tensor, heads: int, average: bool) -> str:
+    """The backend to take where none is asked for."""
+    if not q.is_cuda:
+        return "torch"
+    from upbench.ops import triton_window
+
+    return "torch" if triton_window.refusal(q, k, v, rows, cols, heads, average) else "triton"
 
 
 def _check(q: Tensor, k: Tensor, rows: Tensor, cols: Tensor, heads: int) -> None:
