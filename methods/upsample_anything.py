@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,16 @@ from torch import Tensor
 
 from upbench.base import Camera, Upsampler
 from upbench.errors import UpbenchError
-from upbench.ops.gaussians import RADIUS, GaussianOperator, Kernels, chunks, reconstruction
+from upbench.macs import MacCount
+from upbench.ops.gaussians import (
+    RADIUS,
+    RECONSTRUCTION_MACS,
+    TERMS,
+    GaussianOperator,
+    Kernels,
+    chunks,
+    reconstruction,
+)
 from upbench.ops.operator import FunctionOperator, Operator
 from upbench.ops.resample import resize_guidance, to_size
 from upbench.progress import bar
@@ -56,6 +66,7 @@ class UpsampleAnything(Upsampler):
     linear = True
     mean = (0.0, 0.0, 0.0)
     std = (1.0, 1.0, 1.0)
+    preset_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {"contract": {"steps": 5}}
 
     def __init__(self, steps: int = 51, lr: float = 0.1) -> None:
         """Sets the budget of the fit.
@@ -86,11 +97,27 @@ class UpsampleAnything(Upsampler):
             return native
         return FunctionOperator(lambda values: to_size(native(values.unsqueeze(1)), output_size), output_size)
 
+    def macs(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> MacCount:
+        """See `Upsampler.macs`: products of every pixel with the cells that it sees, steps of the fit
+        included (each forward and backward, in closed form)."""
+        h, w, scale = _grid(features, output_size)
+        image = resize_guidance(image.float(), (scale * h, scale * w))
+        pairs = sum(chunk.cells.numel() * scale**2 for chunk in chunks(_initial(image[0], (h, w))[1]))
+        batch, channels = (int(n) for n in features.shape[:2])
+        counts = {
+            "fit": batch * pairs * self.steps * RECONSTRUCTION_MACS,
+            "weights": batch * pairs * TERMS,
+            "average": batch * pairs * channels,
+        }
+        if (scale * h, scale * w) != tuple(output_size):
+            counts["resize"] = batch * channels * output_size[0] * output_size[1] * 4
+        note = f"MACs, time and memory include {self.steps} steps of optimisation per image"
+        return MacCount(sum(counts.values()), counts, note=note)
+
     @torch.no_grad()
     def _native(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> GaussianOperator:
         """The fitted operator to the next multiple of the feature size."""
-        h, w = (int(n) for n in features.shape[-2:])
-        scale = max(-(-output_size[0] // h), -(-output_size[1] // w))
+        h, w, scale = _grid(features, output_size)
         image = image.to(torch.promote_types(image.dtype, torch.float32))
         image = resize_guidance(image, (scale * h, scale * w))
         fitted = []
@@ -98,6 +125,12 @@ class UpsampleAnything(Upsampler):
             for one in image:
                 fitted.append(fit(one, (h, w), self.steps, self.lr, progress.advance).kernels)
         return GaussianOperator(fitted)
+
+
+def _grid(features: Tensor, output_size: tuple[int, int]) -> tuple[int, int, int]:
+    """h, w and the whole number of pixels per cell with which neither axis is smaller than the output."""
+    h, w = (int(n) for n in features.shape[-2:])
+    return h, w, max(-(-output_size[0] // h), -(-output_size[1] // w))
 
 
 @dataclass(frozen=True)
@@ -133,10 +166,8 @@ def fit(
         advance: Called after each step.
     """
     source = F.interpolate(image[None], grid, mode="bicubic", align_corners=False)[0]
-    maps = image.new_tensor([math.log(SIGMA_SPACE), math.log(SIGMA_SPACE), 0.0, math.log(SIGMA_COLOUR)])
-    maps = maps.view(4, 1, 1).repeat(1, *grid)
+    maps, kernels = _initial(image, grid)
     mean, square = torch.zeros_like(maps), torch.zeros_like(maps)
-    kernels = kernels_of(image, maps)
     parts = tuple(chunks(kernels)) if steps else ()
     losses = []
     for step in range(steps):
@@ -150,6 +181,13 @@ def fit(
         losses.append(loss)
         advance()
     return Fit(maps, kernels, torch.stack(losses) if losses else image.new_zeros(0))
+
+
+def _initial(image: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Kernels]:
+    """Maps before the first step: the same isotropic Gaussian everywhere."""
+    maps = image.new_tensor([math.log(SIGMA_SPACE), math.log(SIGMA_SPACE), 0.0, math.log(SIGMA_COLOUR)])
+    maps = maps.view(4, 1, 1).repeat(1, *grid)
+    return maps, kernels_of(image, maps)
 
 
 def kernels_of(image: Tensor, maps: Tensor, guide: Tensor | None = None) -> Kernels:

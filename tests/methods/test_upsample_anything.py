@@ -188,3 +188,13 @@ def test_refused_options() -> None:
     for options in ({"steps": -1}, {"lr": 0.0}):
         with pytest.raises(UpbenchError, match="upsample_anything"):
             UpsampleAnything.build(**options)
+
+
+def test_macs_are_those_of_every_step() -> None:
+    """By hand: a 3 x 3 grid lies within one disc, so that each of the pixels sees all nine cells."""
+    image, features = photo(12, 12)[None], torch.randn(1, 7, 3, 3)
+    pairs = 12 * 12 * 9
+    for steps in (0, 4):
+        counted = UpsampleAnything(steps=steps).macs(image, features, (12, 12))
+        assert counted.total == pairs * (steps * (10 + 4 + 4 + 10) + 10 + 7)
+        assert f"{steps} steps" in counted.note

@@ -25,6 +25,10 @@ from upbench.ops.operator import Operator
 
 RADIUS = 8
 """Cells on each side of a block's own that its pixels may see; a disc."""
+TERMS = 10
+"""Multiply-adds of one weight: of one pixel and one cell that it sees."""
+RECONSTRUCTION_MACS = 2 * TERMS + 2 * 4
+"""The same of a call of `reconstruction`, gradient included."""
 _NEVER = -1e30  # log multiplicity of a cell that is not seen; finite, since it is multiplied by zeros
 _BUDGET = {"cpu": 2**20}  # bytes of weights at a time; on a CPU about what its caches serve well
 _BUDGET_ELSEWHERE = 256 * 2**20
@@ -204,9 +208,7 @@ def chunks(kernels: Kernels, rows: range | None = None, cols: range | None = Non
     """
     (h, w), s, device = kernels.grid, kernels.scale, kernels.image.device
     rows, cols = rows or range(h), cols or range(w)
-    places = torch.cartesian_prod(
-        torch.arange(rows.start, rows.stop, device=device), torch.arange(cols.start, cols.stop, device=device)
-    )
+    places = _product(*(torch.arange(part.start, part.stop, device=device) for part in (rows, cols)))
     step = _disc(device)
     near = places[:, None] + step  # [N, D, 2]
     inside = ((near >= 0) & (near < torch.tensor((h, w), device=device))).all(2)
@@ -256,10 +258,15 @@ def _chunk(kernels: Kernels, places: Tensor, inside: Tensor, most: int) -> Chunk
     )
 
 
+def _product(rows: Tensor, cols: Tensor) -> Tensor:
+    """`[n * m, 2]` every pair."""
+    return torch.stack(torch.meshgrid(rows, cols, indexing="ij"), 2).flatten(0, 1)
+
+
 def _disc(device: torch.device) -> Tensor:
     """`[D, 2]` offsets (rows, columns) within `RADIUS` cells."""
     axis = torch.arange(-RADIUS, RADIUS + 1, device=device)
-    square = torch.cartesian_prod(axis, axis)
+    square = _product(axis, axis)
     return square[square.square().sum(1) <= RADIUS**2]
 
 
@@ -275,7 +282,7 @@ def _multiplicity(places: Tensor, step: Tensor, grid: tuple[int, int]) -> Tensor
     table = step.new_zeros(width * width)
     table[(step[:, 0] + RADIUS) * width + step[:, 1] + RADIUS] = torch.arange(len(step), device=step.device)
     slot = table[(arrives[..., 0] + RADIUS) * width + arrives[..., 1] + RADIUS]  # [b, D]
-    from_reach = torch.hypot(*step.to(torch.float64).unbind(1)).ceil().long().clamp_(min=1) - 1
+    from_reach = step.square().sum(1).double().sqrt().ceil().long().clamp_(min=1) - 1
     count = torch.zeros(len(places), len(step) * RADIUS, device=step.device)
     count.scatter_add_(1, slot * RADIUS + from_reach, torch.ones_like(slot, dtype=count.dtype))
     return count.view(len(places), len(step), RADIUS).cumsum(2).log().clamp_(min=_NEVER)
