@@ -111,6 +111,8 @@ class Upsampler(nn.Module, Registered):
         uses_camera: Whether `forward` takes `camera=`.
         uses_backbone: Whether `forward` runs the backbone again, as `self.backbone` (see there). Its cost is
             then part of the method's.
+        precise_image: Whether `forward` takes the image in float32 even where the method and the features are
+            in half precision: of methods to which a rounded image is another image.
         native_ratio: The only upsampling ratio that the method produces by itself, or None for any output
             size.
         mean, std: Statistics that its guidance image is normalised with.
@@ -135,6 +137,7 @@ class Upsampler(nn.Module, Registered):
     linear: ClassVar[bool] = False
     uses_camera: ClassVar[bool] = False
     uses_backbone: ClassVar[bool] = False
+    precise_image: ClassVar[bool] = False
     native_ratio: ClassVar[int | None] = None
     mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN
     std: ClassVar[tuple[float, float, float]] = IMAGENET_STD

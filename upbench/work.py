@@ -309,14 +309,17 @@ class _InDtype(Upsampler):
         return self.method.normalize(image01)
 
     def forward(self, image: Tensor, features: Tensor, output_size: tuple[int, int], **camera: Any) -> Tensor:
-        out: Tensor = self.method(image.to(self.dtype), features.to(self.dtype), output_size, **camera)
+        out: Tensor = self.method(self._image(image), features.to(self.dtype), output_size, **camera)
         return out.to(features.dtype)
 
     def operator(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], camera: Camera | None = None
     ) -> Operator | None:
-        operator = self.method.operator(image.to(self.dtype), features.to(self.dtype), output_size, camera)
+        operator = self.method.operator(self._image(image), features.to(self.dtype), output_size, camera)
         return operator if operator is None else operator.to(torch.float32)
+
+    def _image(self, image: Tensor) -> Tensor:
+        return image if self.method.precise_image else image.to(self.dtype)
 
 
 def in_dtype(method: Upsampler, dtype: torch.dtype) -> Upsampler:

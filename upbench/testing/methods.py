@@ -59,7 +59,7 @@ def metadata(case: MethodCase) -> None:
     require(isinstance(getattr(cls, "name", None), str), f"{cls.__name__} has no name")
     for name in ("title", "paper", "licence"):
         require(isinstance(getattr(cls, name), str), f"{name} is not a text")
-    for name in ("guided", "trainable", "linear", "uses_camera", "uses_backbone"):
+    for name in ("guided", "trainable", "linear", "uses_camera", "uses_backbone", "precise_image"):
         require(isinstance(getattr(cls, name), bool), f"{name} is not True or False")
     require(cls.year is None or 1900 < cls.year < 2100, f"year {cls.year!r}")
     ratio = cls.native_ratio
@@ -151,10 +151,11 @@ def bfloat16(case: MethodCase) -> None:
     geometry = case.geometry("square")
     image, features = case.inputs(geometry)
     half = copy.deepcopy(case.method).to(torch.bfloat16)
+    rounded = image if case.cls.precise_image else image.bfloat16()
     with torch.no_grad():
         expected = case.method(image, features, geometry.output)
         try:
-            out = half(image.bfloat16(), features.bfloat16(), geometry.output)
+            out = half(rounded, features.bfloat16(), geometry.output)
         except (RuntimeError, NotImplementedError) as error:
             if "not implemented" in str(error):
                 raise NotApplicable(f"no kernel in bfloat16: {error}") from None
@@ -278,14 +279,12 @@ def backbone(case: MethodCase) -> None:
         raise NotApplicable("runs no backbone")
     geometry = case.geometry("square")
     image, features = case.inputs(geometry)
-    before = {name: tensor.clone() for name, tensor in case.backbone.state_dict().items()}
-    stride, shapes = case.backbone.stride, [m.__dict__.get("stride") for m in case.backbone.modules()]
     with torch.no_grad():
         case.method(image, features, geometry.output)
-        again = case.backbone.state_dict()
-    require(all(torch.equal(tensor, again[name]) for name, tensor in before.items()), "its weights changed")
-    unchanged = [m.__dict__.get("stride") for m in case.backbone.modules()] == shapes
-    require(unchanged and case.backbone.stride == stride, "a stride of the backbone changed")
+    plain = case.new_backbone()
+    require(repr(case.backbone) == repr(plain), "a module of the backbone was changed")
+    weights = zip(case.backbone.state_dict().values(), plain.state_dict().values(), strict=True)
+    require(all(torch.equal(mine, its) for mine, its in weights), "weights of the backbone were changed")
     lent = {id(parameter) for parameter in case.backbone.parameters()}
     own = {id(parameter) for parameter in case.method.parameters()}
     require(not lent & own, "parameters of the backbone are among those of the method")
