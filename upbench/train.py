@@ -321,6 +321,8 @@ def _trainable(name: str) -> type[Upsampler]:
     cls = find_method(name)
     if not cls.trainable:
         raise UpbenchError(f"method '{name}' has nothing to train")
+    if cls.uses_backbone:  # the pool holds features; the backbone is gone when training begins
+        raise UpbenchError(f"method '{name}' runs the backbone itself; such methods cannot be trained")
     return cls
 
 

@@ -70,9 +70,11 @@ class MethodCase:
 
     @cached_property
     def backbone(self) -> Backbone | None:
-        """A tiny one, for a method that runs the backbone; its stride is that of most geometries."""
-        if not self.cls.uses_backbone:
-            return None
+        """A tiny one, for a method that runs the backbone."""
+        return self.new_backbone() if self.cls.uses_backbone else None
+
+    def new_backbone(self) -> Backbone:
+        """An equal of `backbone` that no check has seen; its stride is that of most geometries."""
         return tiny_backbone(self.channels, self.cls.native_ratio or 4).to(self.device)
 
     def geometry(self, name: str) -> Geometry:

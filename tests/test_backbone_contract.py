@@ -1,0 +1,363 @@
+"""Methods that run the backbone: how they get it, what it costs, how runs and probes treat them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from probing import CHANNELS, CROPS, SIZE, probe, split
+from torch import Tensor
+
+from upbench import backbones, runner
+from upbench.base import Camera, Upsampler
+from upbench.cli import main
+from upbench.cost import _Bound, cost_key, measure
+from upbench.errors import UpbenchError
+from upbench.macs import count_macs
+from upbench.ops.operator import SourcedOperator
+from upbench.ops.resample import interpolation_operator
+from upbench.peakmemory import LINUX
+from upbench.registry import find_method, load_plugin_file
+from upbench.store import Store
+from upbench.testing import ContractError, check_method, tiny_backbone
+from upbench.trainconfig import TrainConfig
+from upbench.upsampled import Upsampled
+from upbench.weights import load_method
+
+SIZES: dict[str, Any] = {
+    "channels": 16,
+    "image_size": (32, 32),
+    "feature_size": (8, 8),
+    "output_size": (32, 32),
+}
+
+PLUGIN = """
+import torch.nn.functional as F
+from upbench import Upsampler
+
+class Rerun(Upsampler):
+    name = "rerun"
+    uses_backbone = True
+
+    def forward(self, image, features, output_size):
+        return F.interpolate(self.backbone(self.denormalize(image)), output_size).to(features.dtype)
+
+class Blind(Upsampler):
+    name = "blind"
+    linear = True
+
+    def forward(self, image, features, output_size):
+        return F.interpolate(features, output_size)
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Any:
+    """The file above, registered while the test runs."""
+    before = dict(Upsampler.registered)
+    file = tmp_path / "rerun.py"
+    file.write_text(PLUGIN)
+    load_plugin_file(file)
+    yield file
+    Upsampler.registered.clear()
+    Upsampler.registered.update(before)
+
+
+class Sourced(Upsampler):
+    """Features of its own on a grid twice as fine, from the image alone."""
+
+    asked = 0
+
+    def forward(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Tensor:
+        operator = self.operator(image, features, output_size)
+        return operator(operator.takes(features).unsqueeze(1))
+
+    def operator(
+        self, image: Tensor, features: Tensor, output_size: tuple[int, int], camera: Camera | None = None
+    ) -> SourcedOperator:
+        self.asked += 1
+        grid = (2 * features.shape[-2], 2 * features.shape[-1])
+        low = F.adaptive_avg_pool2d(image, grid).mean(1, keepdim=True)
+        sources = low * torch.arange(1, features.shape[1] + 1).view(1, -1, 1, 1)
+        return SourcedOperator(sources, interpolation_operator(sources, output_size, "bilinear"))
+
+
+def call(method: Upsampler, channels: int = 16) -> Tensor:
+    torch.manual_seed(1)
+    with torch.no_grad():
+        return method(torch.randn(1, 3, 32, 32), torch.zeros(1, channels, 8, 8), (32, 32))
+
+
+# ------------------------------------------------------------------------------------------ the loan
+
+
+def test_a_backbone_comes_by_name_with_its_channels() -> None:
+    method = load_method("large_image", backbone=tiny_backbone(12))
+    assert method.channels == 12
+    named = load_method("large_image", backbone="efficientnet_lite0")
+    assert (named.channels, named.backbone.name) == (320, "efficientnet_lite0")
+    with pytest.raises(
+        UpbenchError, match="'large_image' is asked for 384 channels, but backbone 'tiny-vit-12"
+    ):
+        load_method("large_image", channels=384, backbone=tiny_backbone(12))
+    assert load_method("bilinear", backbone=tiny_backbone(12)).channels == 12
+    assert load_method("bilinear").channels == 384
+
+
+@pytest.mark.parametrize("name", ["large_image", "strided", "shift_average"])
+def test_without_a_backbone_it_loads_and_says_what_is_missing(name: str) -> None:
+    method = load_method(name, channels=16)
+    with pytest.raises(
+        UpbenchError, match=rf"'{name}' runs the backbone itself.*load_method\('{name}', back"
+    ):
+        call(method)
+
+
+def test_a_method_that_runs_none_takes_none() -> None:
+    with pytest.raises(UpbenchError, match="method 'bilinear' runs no backbone"):
+        load_method("bilinear").attach_backbone(tiny_backbone())
+    kept = load_method("bilinear", backbone=tiny_backbone()).__dict__
+    assert "_lent" not in kept
+
+
+def test_the_backbone_is_no_part_of_the_method() -> None:
+    method = load_method("strided", backbone=tiny_backbone())
+    assert not list(method.parameters())
+    assert not method.state_dict()
+    assert list(method.modules()) == [method]
+    method.train().requires_grad_(True)
+    assert not method.backbone.training
+    assert not any(p.requires_grad for p in method.backbone.parameters())
+
+
+def test_copies_share_it_and_pickles_bring_it() -> None:
+    method = load_method("strided", backbone=tiny_backbone())
+    assert copy.deepcopy(method).backbone is method.backbone
+    again = pickle.loads(pickle.dumps(method))
+    assert again.backbone is not method.backbone
+    torch.testing.assert_close(call(again), call(method), rtol=0, atol=0)
+
+
+def test_it_follows_to_a_device_as_a_copy_and_never_to_a_dtype() -> None:
+    lent = tiny_backbone()
+    method = load_method("strided", backbone=lent)
+    for cast in (method.bfloat16, method.half, method.double):
+        assert cast().backbone is lent
+    assert {p.dtype for p in lent.parameters()} == {torch.float32}
+    away = copy.deepcopy(method).to("meta")
+    assert {p.device.type for p in away.backbone.parameters()} == {"meta"}
+    assert {p.device.type for p in lent.parameters()} == {"cpu"}
+    assert method.backbone is lent
+
+
+def test_denormalize_undoes_normalize() -> None:
+    method = load_method("bilinear")
+    image01 = torch.rand(2, 3, 5, 7)
+    torch.testing.assert_close(method.denormalize(method.normalize(image01)), image01)
+    half = method.denormalize(method.normalize(image01).bfloat16())
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, image01, rtol=0, atol=5e-3)
+    assert method.denormalize(torch.full((1, 3, 1, 1), 9.0)).max() == 1
+
+
+def test_training_refuses_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from upbench.train import train
+
+    monkeypatch.setattr(find_method("strided"), "trainable", True)
+    config = TrainConfig("strided", (str(tmp_path),), str(tmp_path / "w.safetensors"), steps=1)
+    with pytest.raises(
+        UpbenchError, match="'strided' runs the backbone itself; such methods cannot be trained"
+    ):
+        train(config)
+
+
+def test_the_contract_finds_what_is_wrong_with_the_loan() -> None:
+    class Free(Upsampler):
+        uses_backbone = True
+
+        def forward(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Tensor:
+            return F.interpolate(features, output_size).clone()
+
+    class Breaks(Free):
+        def forward(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Tensor:
+            self.backbone.model.patch_embed.proj.stride = (2, 2)
+            return super().forward(image, features, output_size)
+
+    class Keeps(Free):
+        def attach_backbone(self, backbone: Any) -> None:
+            super().attach_backbone(backbone)
+            self.kept = backbone
+
+    for cls, words in (
+        (Free, "works without one"),
+        (Breaks, "a module of the backbone was changed"),
+        (Keeps, "parameters of the backbone are among those of the method"),
+    ):
+        cls.name = cls.__name__.lower()
+        with pytest.raises(ContractError, match=words):
+            check_method(cls)
+
+
+# ------------------------------------------------------------------------------------------ probes
+
+
+@pytest.mark.parametrize("crop", CROPS)
+def test_a_probe_goes_before_features_of_the_methods_own(crop: Any) -> None:
+    up = sourced_view()
+    weight, bias = probe()
+    expected = torch.einsum("kc,chw->khw", weight, up.dense(2)) + bias[:, None, None]
+    if crop:
+        expected = expected[:, crop[0], crop[1]]
+    torch.testing.assert_close(up.logits(2, weight, bias, crop), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_sources_are_kept_and_halved_within_the_budget() -> None:
+    weight, bias = (part.detach() for part in probe())
+    roomy = sourced_view()
+    exact = [roomy.logits(index, weight, bias) for index in (0, 0, 1)]
+    assert roomy.method.asked == 2  # type: ignore[attr-defined]
+    one = 8 * CHANNELS * SIZE  # far below the sources of one image
+    tight = sourced_view(budget=one)
+    assert roomy.nbytes() > 0
+    assert tight.nbytes() == 0
+    rough = tight.logits(0, weight, bias)
+    assert 0 < float((rough - exact[0]).abs().max()) < 0.01 * float(exact[0].abs().max())
+
+
+def test_sources_too_large_for_half_precision_stay_as_they_are() -> None:
+    sources = torch.full((1, 4, 8, 8), 1e5)
+    item = SourcedOperator(sources, interpolation_operator(sources, (16, 16), "bilinear"))
+    kept = Store(item.nbytes(), 2, spill=False).offer(0, item)
+    assert isinstance(kept, SourcedOperator)
+    assert kept.sources.dtype == torch.float32
+    assert kept.operator.rows.dtype == torch.float16  # type: ignore[attr-defined]
+
+
+def sourced_view(**options: Any) -> Upsampled:
+    samples, features = split()
+    return Upsampled(Sourced(CHANNELS), samples, features, (SIZE, SIZE), **options)
+
+
+# ------------------------------------------------------------------------------------------ cost
+
+
+@pytest.mark.parametrize("name", ["large_image", "strided", "shift_average"])
+def test_macs_hold_every_pass_through_the_backbone(name: str) -> None:
+    lent = tiny_backbone()
+    method = load_method(name, backbone=lent)
+    cost = measure(method, **SIZES, seconds=0, memory=False)
+    assert cost.uncounted == ()
+    assert cost.parameters == 0
+    assert "include passes through the backbone tiny-vit-16-4" in cost.warnings[0]
+    alone = count_macs(lent, torch.rand(1, 3, 32, 32)).total
+    if name == "shift_average":
+        assert cost.macs is not None
+        placing = 16 * (16 * 16 * 32 + 32 * 16 * 32)  # columns, then rows
+        assert cost.macs == 4 * alone + placing
+    if name == "large_image":
+        inputs = torch.rand(1, 3, 32, 32), torch.rand(1, 16, 8, 8)
+        by_operator = count_macs(_Bound(method, (32, 32)), *inputs).by_operator
+        larger = count_macs(lent, torch.rand(1, 3, 64, 64)).by_operator
+        assert by_operator["scaled_dot_product_attention"] == larger["scaled_dot_product_attention"]
+        assert by_operator["linear"] == larger["linear"]
+
+
+def test_memory_is_measured_with_the_backbone_there() -> None:
+    cost = measure(load_method("strided", backbone=tiny_backbone()), **SIZES, seconds=0, macs=False)
+    if cost.memory_method != LINUX:
+        pytest.skip(cost.memory_method)
+    assert cost.peak_memory_bytes is not None
+
+
+def test_a_measurement_is_known_by_the_backbone_where_that_matters() -> None:
+    keys = {cost_key("strided", **SIZES, backbone=name) for name in ("a", "b", "")}
+    assert len(keys) == 3
+    assert len({cost_key("bilinear", **SIZES, backbone=name) for name in ("a", "b", "")}) == 1
+
+
+def test_measuring_without_a_backbone_says_so() -> None:
+    with pytest.raises(UpbenchError, match="runs the backbone itself and has none"):
+        measure(load_method("strided", channels=16), **SIZES, seconds=0, memory=False)
+
+
+# ------------------------------------------------------------------------------------------ runs
+
+
+def test_profile_takes_a_backbone(toy: Any, plugin: Path, capsys: Any, tmp_path: Path) -> None:
+    file = tmp_path / "cost.json"
+    words = f"profile --methods rerun,blind --backbone tiny --size 32 --device cpu --plugin {plugin} --out"
+    assert main([*words.split(), str(file)]) == 0
+    costs = json.loads(file.read_text())
+    assert [(c["method"], c["channels"], c["feature_size"]) for c in costs] == [
+        ("rerun", 6, [4, 4]),
+        ("blind", 6, [4, 4]),
+    ]
+    assert "backbone tiny" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--methods rerun", "method 'rerun' runs the backbone itself: name one with --backbone"),
+        ("--methods re*", "no method is left"),
+        ("--methods blind --backbone tiny --channels 7", "backbone 'tiny' has channels 6, asked for 7"),
+        ("--methods blind --backbone tiny --stride 4", "backbone 'tiny' has stride 8, asked for 4"),
+    ],
+)
+def test_profile_refuses(toy: Any, plugin: Path, capsys: Any, words: str, message: str) -> None:
+    assert main(f"profile {words} --size 32 --device cpu --plugin {plugin}".split()) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_profile_leaves_them_out_of_a_wildcard(toy: Any, plugin: Path, capsys: Any) -> None:
+    assert main(f"profile --methods bl*,re* --size 32 --device cpu --plugin {plugin}".split()) == 0
+    printed = capsys.readouterr()
+    assert "blind" in printed.out
+    assert "rerun" not in printed.out
+    assert "rerun left out" in printed.err
+
+
+@pytest.mark.parametrize("executor", ["inline", "process"])
+def test_a_run_lends_each_cell_its_backbone(toy: Any, plugin: Path, tmp_path: Path, executor: str) -> None:
+    """The method is the backbone itself and nearest interpolation, so it ties with `blind`."""
+    plugins = [str(toy.PLUGIN), str(plugin)]
+    config = toy.config(tmp_path / "out", "rerun,blind", plugins=plugins, executor=executor)
+    records = {record.cell.method.name: record for record in runner.run(config)}
+    assert {record.status for record in records.values()} == {"ok"}
+    assert records["rerun"].metrics["val"]["miou"] == pytest.approx(records["blind"].metrics["val"]["miou"])
+    cost = records["rerun"].cost["cpu"]
+    assert "backbone tiny" in cost["warnings"][0]
+    assert cost["macs"] > records["blind"].cost["cpu"]["macs"]
+
+
+def test_a_run_with_two_backbones_lends_each_in_turn(
+    toy: Any, plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have six channels, so the method must not be kept from one to the other."""
+
+    class Dark(type(backbones.load_backbone("tiny"))):  # type: ignore[misc]
+        name = "dark"
+
+        def forward(self, image01: Tensor) -> Tensor:
+            return torch.zeros_like(super().forward(image01))
+
+    load = backbones.load_backbone
+
+    def both(name: str, device: str = "cpu", pretrained: bool = True) -> Any:
+        if name != "dark":
+            return load(name, device, pretrained)
+        dark = Dark()
+        dark.fingerprint = "dark"
+        return dark
+
+    monkeypatch.setattr(backbones, "load_backbone", both)
+    plugins = [str(toy.PLUGIN), str(plugin)]
+    config = toy.config(tmp_path / "out", "rerun", plugins=plugins, backbones=["tiny", "dark"])
+    found = {record.cell.backbone: record.metrics["val"]["miou"][0] for record in runner.run(config)}
+    assert found["tiny"] > found["dark"] + 1
