@@ -28,6 +28,8 @@ _LAZY = {
     "open_dataset": "upbench.registry",
     "plugins": "upbench.registry",
     "run": "upbench.runner",
+    "upsample_tiles": "upbench.streaming",
+    "upsample_to": "upbench.streaming",
     "Weights": "upbench.weights",
     "load_method": "upbench.weights",
 }
@@ -53,6 +55,8 @@ __all__ = [
     "plugins",
     "read_records",
     "run",
+    "upsample_tiles",
+    "upsample_to",
 ]
 
 if TYPE_CHECKING:
@@ -64,6 +68,7 @@ if TYPE_CHECKING:
     from upbench.records import Record, read_records
     from upbench.registry import open_dataset, plugins
     from upbench.runner import run
+    from upbench.streaming import upsample_tiles, upsample_to
     from upbench.weights import Weights, load_method
 
 
