@@ -234,11 +234,14 @@ def _spread(dense: Tensor, kernels: Tensor, padded: Tensor, scale: int, budget: 
 
 
 def _strips(dense: Tensor, scale: int, budget: int | None) -> Iterator[slice]:
-    """Runs of low-resolution rows whose output `[B, C, H, W]` stays near `budget` bytes."""
+    """Runs of low-resolution rows whose output `[B, C, H, W]` stays near `budget` bytes.
+
+    A single one in a trace, where operations are counted and many small ones take long.
+    """
     budget = budget or _BUDGET.get(dense.device.type, _BUDGET_ELSEWHERE)
     b, c, out_h, out_w = map(int, dense.shape)
-    step = max(1, budget // max(1, b * c * scale * out_w * 4))
     height = out_h // scale
+    step = height if torch.jit.is_tracing() else max(1, budget // max(1, b * c * scale * out_w * 4))
     for top in range(0, height, step):
         yield slice(top, min(top + step, height))
 
@@ -246,7 +249,8 @@ def _strips(dense: Tensor, scale: int, budget: int | None) -> Iterator[slice]:
 def _cells(padded: Tensor, rows: slice, side: int, groups: int) -> Tensor:
     """What a strip sees, `[B, G, C / G, 1, n + k - 1, w + k - 1]`; float32 at least."""
     part = padded[:, :, rows.start : rows.stop + side - 1].to(_precise(padded))
-    return part.unflatten(1, (groups, -1)).unsqueeze(3)
+    b, c, h, w = part.shape
+    return part.view(b, groups, c // groups, 1, h, w)
 
 
 def _phases(dense: Tensor, rows: slice, scale: int, dtype: torch.dtype) -> Tensor:

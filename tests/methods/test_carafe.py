@@ -1,0 +1,154 @@
+"""CARAFE against its definition, written out; cost, checkpoints, what it begins with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from upbench.errors import UpbenchError
+from upbench.macs import count_macs
+from upbench.methods.carafe import CARAFE
+from upbench.ops.reassemble import reassemble
+from upbench.weights import load_method
+
+
+def at(x: Tensor, i: int, j: int) -> Tensor:
+    """`[B, C]` of a place in `[B, C, h, w]`; zero outside."""
+    inside = 0 <= i < x.shape[2] and 0 <= j < x.shape[3]
+    return x[:, :, i, j] if inside else x.new_zeros(x.shape[:2])
+
+
+def one_stage(state: dict[str, Tensor], x: Tensor, side: int) -> Tensor:
+    """Section 3 of the paper: compressor, content encoder, normaliser, reassembly; pixel by pixel."""
+    b, c, h, w = x.shape
+    compress, encode = state["compress.weight"][:, :, 0, 0], state["encode.weight"]
+    narrow = torch.stack([at(x, i, j) @ compress.T for i in range(h) for j in range(w)], 2)
+    narrow = (narrow + state["compress.bias"][:, None]).view(b, -1, h, w)
+    reach = encode.shape[-1] // 2
+    out = torch.zeros(b, c, 2 * h, 2 * w)
+    for i in range(2 * h):
+        for j in range(2 * w):
+            y, x_ = i // 2, j // 2
+            logits = state["encode.bias"].expand(b, -1)
+            for dy in range(-reach, reach + 1):
+                for dx in range(-reach, reach + 1):
+                    logits = logits + at(narrow, y + dy, x_ + dx) @ encode[:, :, dy + reach, dx + reach].T
+            own = logits[:, 2 * (i % 2) + j % 2 :: 4]  # the pixel shuffle
+            weights = own.softmax(1)
+            for tap in range(side * side):
+                cell = at(x, y + tap // side - side // 2, x_ + tap % side - side // 2)
+                out[:, :, i, j] += weights[:, tap, None] * cell
+    return out
+
+
+def randomised(**options: Any) -> CARAFE:
+    method = CARAFE(channels=6, compressed=5, **options).eval()
+    for parameter in method.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return method
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"up_kernel": 3, "encoder_kernel": 1}, {"share_stages": False}],
+)
+def test_against_loops(options: dict[str, Any]) -> None:
+    method, features = randomised(**options), torch.randn(2, 6, 3, 4)
+    expected = features
+    for step in range(2):
+        stage = method.stack.stages[0 if options.get("share_stages", True) else step]
+        expected = one_stage(stage.state_dict(), expected, options.get("up_kernel", 5))
+    with torch.no_grad():
+        dense = method(torch.zeros(2, 3, 8, 8), features, (12, 16))
+    torch.testing.assert_close(dense, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_reassembly_against_mmcv() -> None:
+    carafe = pytest.importorskip("mmcv.ops", reason="mmcv is not installed").carafe
+    if not torch.cuda.is_available():
+        pytest.skip("mmcv has no CARAFE for the CPU")
+    values, kernels = torch.randn(2, 6, 7, 9).cuda(), torch.randn(2, 2, 25, 14, 18).softmax(2).cuda()
+    expected = carafe(values, kernels.flatten(1, 2), 5, 2, 2)
+    torch.testing.assert_close(reassemble(values, kernels, 2), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_it_begins_close_to_bilinear_interpolation() -> None:
+    method = load_method("carafe", "none", channels=32)
+    image, features = torch.randn(1, 3, 32, 32), torch.randn(1, 32, 8, 8)
+    dense = method(image, features, (32, 32))[..., 4:-4, 4:-4]
+    bilinear = F.interpolate(features, (32, 32), mode="bilinear")[..., 4:-4, 4:-4]
+    assert F.cosine_similarity(dense, bilinear, dim=1).mean() > 0.97
+
+
+def test_the_border_is_darkened_unless_it_is_repeated() -> None:
+    ones = torch.ones(1, 6, 5, 5)
+    for padding, same in (("zeros", False), ("replicate", True), ("reflect", True)):
+        dense = randomised(padding=padding)(torch.zeros(1, 3, 8, 8), ones, (10, 10))
+        assert bool(((dense - 1).abs() < 1e-5).all()) == same
+        assert dense[0, 0, 5, 5].item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("share_stages", [True, False])
+def test_every_parameter_learns(share_stages: bool) -> None:
+    method = CARAFE(channels=8, compressed=8, share_stages=share_stages)
+    method(torch.zeros(1, 3, 8, 8), torch.randn(1, 8, 3, 3), (48, 48)).square().sum().backward()
+    for name, parameter in method.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_options_come_from_the_checkpoint() -> None:
+    method = CARAFE(channels=6, compressed=7, encoder_kernel=5, up_kernel=3, share_stages=False)
+    loaded = load_method("carafe", weights=method.state_dict(), channels=6)
+    assert [p.shape for p in loaded.parameters()] == [p.shape for p in method.parameters()]
+    with pytest.raises(UpbenchError, match="is for 6 channels, asked for 8"):
+        load_method("carafe", weights=method.state_dict(), channels=8)
+
+
+def test_parameters_are_those_of_the_paper() -> None:
+    """74 thousand for 256 channels (compressor 16,448 and encoder 57,700), as in its Section 3.4."""
+    assert sum(p.numel() for p in CARAFE(channels=256).parameters()) == 256 * 64 + 64 + 64 * 100 * 9 + 100
+
+
+class _At(nn.Module):
+    def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.model = model
+        self.size = size
+
+    def forward(self, image: Tensor, features: Tensor) -> Tensor:
+        return self.model(image, features, self.size)
+
+
+@pytest.mark.parametrize(("size", "steps"), [((24, 20), 2), ((48, 40), 3), ((42, 35), 3)])
+def test_macs_equal_a_hand_count(size: tuple[int, int], steps: int) -> None:
+    cells, channels = 6 * 5, 12
+    expected = 0
+    for _ in range(steps):
+        expected += cells * (channels * 64 + 9 * 64 * 100) + 4 * cells * 25 * channels
+        cells *= 4
+    if size == (42, 35):  # antialiased, two taps and a bit, rounded up, of an axis at a time
+        expected += channels * (48 * 35 + 42 * 35) * 3
+    counted = count_macs(
+        _At(CARAFE(channels), size), torch.randn(1, 3, 28, 28), torch.randn(1, channels, 6, 5)
+    )
+    assert counted.uncounted == ()
+    assert counted.total == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"up_kernel": 4}, "up_kernel 4 is not odd"),
+        ({"encoder_kernel": 0}, "encoder_kernel 0 is not odd"),
+        ({"compressed": 0}, "compressed 0"),
+        ({"padding": "zero"}, "did you mean 'zeros'"),
+    ],
+)
+def test_refused_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UpbenchError, match=message):
+        CARAFE.build(**options)
