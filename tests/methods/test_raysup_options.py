@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from upbench.base import Camera
+from upbench.config import RunConfig
 from upbench.errors import UpbenchError
 from upbench.macs import count_macs
-from upbench.methods.raysup import ENCODERS, RaysUp
+from upbench.methods.raysup import ENCODERS, POSITIONS, RaysUp
 from upbench.ops.window import window_attention
 from upbench.testing import METHOD_CHECKS, MethodCase, NotApplicable
 from upbench.weights import load_method
@@ -294,3 +296,20 @@ def test_forms_of_the_original_size_agree_where_principal_points_are_centres() -
     with torch.no_grad():
         first, second = (m(image, features, (42, 56), camera=camera) for m in (released, corrected))
     torch.testing.assert_close(first, second)
+
+
+def test_the_ablation_compares_what_was_trained_for_it(root: Path) -> None:
+    """Every row of configs/raysup_ablation.yaml builds; rows share weights only where nothing was trained."""
+    rows = [
+        m for m in RunConfig.load(root / "configs" / "raysup_ablation.yaml").methods if m.name == "raysup"
+    ]
+    for row in rows:
+        RaysUp.build(**row.options)
+    plain = {row.weights for row in rows if not row.options and not row.camera}
+    assert plain == {"results/raysup_ablation/released.safetensors"}
+    trained = [row for row in rows if row.weights not in plain]
+    assert len({row.weights for row in trained}) == len(trained) == 11
+    tried = {(key, value) for row in trained for key, value in row.options.items()}
+    assert {value for key, value in tried if key == "encoder"} == set(ENCODERS) - {"decoupled"}
+    assert {value for key, value in tried if key == "position"} == set(POSITIONS) - {"rayPE"}
+    assert {row.camera for row in rows} >= {"", "dataset", "dataset*2", "dataset*0.5"}
