@@ -29,6 +29,7 @@ class LargeImage(Upsampler):
     paper = "Baseline in Fu et al., FeatUp, ICLR 2024, arXiv 2403.10516"
     year = 2024
     uses_backbone = True
+    precise_image = True
 
     def __init__(self, channels: int = 384, *, scale: int = 2) -> None:
         """Args: channels: C; scale: How many times as many features along each axis.

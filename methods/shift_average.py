@@ -41,6 +41,7 @@ class ShiftAverage(Upsampler):
     )
     year = 2024
     uses_backbone = True
+    precise_image = True
 
     def __init__(self, channels: int = 384, *, shifts: int = 2, mode: str = "average") -> None:
         """Args: channels: C; shifts: Copies along each axis; mode: "average" or "interleave".

@@ -36,6 +36,7 @@ class Strided(Upsampler):
     year = 2022
     licence = "MIT"
     uses_backbone = True
+    precise_image = True
 
     def __init__(self, channels: int = 384, *, factor: int = 2) -> None:
         """Args: channels: C; factor: How many patches for one along each axis.

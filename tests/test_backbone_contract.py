@@ -323,11 +323,10 @@ def test_profile_leaves_them_out_of_a_wildcard(toy: Any, plugin: Path, capsys: A
     assert "rerun left out" in printed.err
 
 
-@pytest.mark.parametrize("executor", ["inline", "process"])
-def test_a_run_lends_each_cell_its_backbone(toy: Any, plugin: Path, tmp_path: Path, executor: str) -> None:
+def test_a_run_lends_each_cell_its_backbone(toy: Any, plugin: Path, tmp_path: Path) -> None:
     """The method is the backbone itself and nearest interpolation, so it ties with `blind`."""
     plugins = [str(toy.PLUGIN), str(plugin)]
-    config = toy.config(tmp_path / "out", "rerun,blind", plugins=plugins, executor=executor)
+    config = toy.config(tmp_path / "out", "rerun,blind", plugins=plugins)
     records = {record.cell.method.name: record for record in runner.run(config)}
     assert {record.status for record in records.values()} == {"ok"}
     assert records["rerun"].metrics["val"]["miou"] == pytest.approx(records["blind"].metrics["val"]["miou"])

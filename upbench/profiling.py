@@ -56,10 +56,10 @@ def profile(
         channels = _same("channels", channels, lent.channels, backbone)
         stride = _same("stride", stride, lent.stride, backbone)
     channels, stride = channels or 384, stride or 14
-    pairs = _matches(methods, with_backbone=lent is not None)
     for size in sizes:
         if min(size) < stride:
             raise UpbenchError(f"size {size[0]}x{size[1]} is smaller than the stride {stride}")
+    pairs = _matches(methods, with_backbone=lent is not None)
     jobs = [(name, spec, size) for name, spec in ((name, spec) for spec, name in pairs) for size in sizes]
     for name, spec, (height, width) in track(jobs, "profile"):
         method = load_method(name, spec.weights, channels, backbone=lent, **spec.options)
