@@ -82,12 +82,12 @@ def shares_stages(state: Mapping[str, Tensor], prefix: str = "stack.") -> bool:
     return not any(key.startswith(f"{prefix}stages.1.") for key in state)
 
 
-def gaussian_prior(side: int, sigma: float = 0.5) -> Tensor:
+def gaussian_prior(side: int, sigma: float = 0.45) -> Tensor:
     """`[side * side, 2, 2]` logits of a softmax over taps that begins close to bilinear interpolation.
 
     A Gaussian of the distance between the centres of a tap's cell and of each of the four pixels of the
-    middle cell, in cells. With a sigma of half a cell the two nearest of an axis weigh 0.70 and 0.26, where
-    bilinear interpolation has 0.75 and 0.25; weights that begin at zero would hardly learn.
+    middle cell, in cells. With this sigma the nearest three of an axis weigh 0.76, 0.22 and 0.02, where
+    bilinear interpolation has 0.75, 0.25 and 0; taps that begin at zero would not learn.
     """
     cells = torch.arange(side) - side // 2
     pixels = torch.tensor([-0.25, 0.25])

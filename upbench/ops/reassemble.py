@@ -240,8 +240,8 @@ def _strips(dense: Tensor, scale: int, budget: int | None) -> Iterator[slice]:
     """
     budget = budget or _BUDGET.get(dense.device.type, _BUDGET_ELSEWHERE)
     b, c, out_h, out_w = map(int, dense.shape)
-    height = out_h // scale
-    step = height if torch.jit.is_tracing() else max(1, budget // max(1, b * c * scale * out_w * 4))
+    height, tracing = out_h // scale, torch.jit.is_tracing()  # type: ignore[attr-defined]
+    step = height if tracing else max(1, budget // max(1, b * c * scale * out_w * 4))
     for top in range(0, height, step):
         yield slice(top, min(top + step, height))
 
