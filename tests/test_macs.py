@@ -180,8 +180,6 @@ def count_method(name: str, channels: int, image: Size, features: Size, output: 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("name", sorted(plugins("method")))
 def test_no_operation_of_a_method_goes_uncounted(name: str, geometry: tuple[Size, Size, Size]) -> None:
-    if find_method(name).native_ratio is not None:
-        pytest.skip("has an output size of its own")
     counted = count_method(name, 16, *geometry)
     assert counted.uncounted == ()
     assert counted.total > 0

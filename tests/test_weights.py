@@ -320,12 +320,28 @@ def test_list_has_a_row_for_every_entry(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert [row.place for row in list_weights() if row.name == "remote" and row.method == "toy"] == ["local"]
 
 
+def test_what_no_program_can_download(monkeypatch: pytest.MonkeyPatch, state, tmp_path: Path):
+    """A page with files behind it: the user is told, and the file is found where it was put."""
+    page = Weights("https://example.org/folder", filename="c.safetensors", licence="MIT", by_hand=True)
+    monkeypatch.setattr(Toy, "weights", {"a": page})
+
+    def place() -> list[str]:
+        return [row.place for row in list_weights() if row.method == "toy"]
+
+    assert place() == ["by hand"]
+    refused(r"fetch c\.safetensors from https://example\.org/folder and put it", "a")
+    save_file(state, tmp_path / "c.safetensors")
+    monkeypatch.setenv("UPBENCH_WEIGHTS", str(tmp_path))
+    assert place() == ["local"]
+    assert load_method("toy", "a", channels=8).training is False
+
+
 def test_every_listed_entry_of_the_project_is_complete():
-    """Whatever ships or is downloaded has a pinned hash and a licence."""
+    """What ships has a pinned hash, what is downloaded has one or gets it then; all have a licence."""
     for row in list_weights():
         assert row.place != "missing", f"{row.method}:{row.name}"
-        assert row.entry.sha256 is not None, f"{row.method}:{row.name}"
-        assert len(row.entry.sha256) == 64
+        assert row.entry.sha256 is not None or row.entry.remote, f"{row.method}:{row.name}"
+        assert len(row.entry.sha256 or 64 * "0") == 64
         assert row.entry.licence, f"{row.method}:{row.name}"
 
 

@@ -113,8 +113,10 @@ class Upsampler(nn.Module, Registered):
             then part of the method's.
         precise_image: Whether `forward` takes the image in float32 even where the method and the features are
             in half precision: of methods to which a rounded image is another image.
-        native_ratio: The only upsampling ratio that the method produces by itself, or None for any output
-            size.
+        native_ratio: The upsampling ratio that the method's steps are made of (its only one, or that of a
+            step that is repeated), None where it makes any size by itself. Information for tables: `forward`
+            gives every size all the same, resized bilinearly from the next one that the method makes
+            (`upbench.ops.resample.to_size`).
         mean, std: Statistics that its guidance image is normalised with.
         weights: Checkpoints that are known by name.
         default_weights: The one of them that `weights="default"` stands for; None where the method needs

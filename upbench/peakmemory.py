@@ -154,10 +154,9 @@ def main() -> None:
     sizes = Sizes(**head["sizes"])
     image, features = sizes.inputs(getattr(torch, head["dtype"]))
     h, w = sizes.feature_size
-    ratio = method.native_ratio or 1
     with torch.inference_mode():
         # The same grid, so that methods with windows accept it, but few pixels.
-        method(image[..., : 2 * h, : 2 * w].contiguous(), features, (ratio * h, ratio * w))
+        method(image[..., : 2 * h, : 2 * w].contiguous(), features, (h, w))
         meter = _Meter()
         output = method(image, features, (sizes.output_size[0], sizes.output_size[1]))
         peak = meter.peak()

@@ -44,6 +44,7 @@ class Weights:
         channels: C that it is tied to, or None for any.
         key: Entry of the checkpoint that holds the method's tensors, where there are others beside it.
         notes: Training data and recipe, in a few words.
+        by_hand: Whether `source` is a page that the file is fetched from by hand, into `$UPBENCH_WEIGHTS`.
     """
 
     source: str
@@ -55,6 +56,7 @@ class Weights:
     channels: int | None = None
     key: str | None = None
     notes: str = ""
+    by_hand: bool = False
 
     @property
     def remote(self) -> bool:
@@ -94,7 +96,8 @@ class ListedWeights:
         method: Name of the method.
         name: Name of the checkpoint.
         default: Whether `weights="default"` stands for it.
-        place: "packaged", "cached" (downloaded), "local" (in `$UPBENCH_WEIGHTS`), "remote" or "missing".
+        place: "packaged", "cached" (downloaded), "local" (in `$UPBENCH_WEIGHTS`), "remote", "by hand" (see
+            `Weights.by_hand`) or "missing".
         entry: The rest.
     """
 
@@ -317,6 +320,8 @@ def _local(entry: Weights) -> Path | None:
 def _place(method: str, entry: Weights) -> str:
     if _local(entry):
         return "local"
+    if entry.by_hand:
+        return "by hand"
     if entry.remote:
         return "cached" if _cached(method, entry).is_file() else "remote"
     return "packaged" if (CHECKPOINTS / entry.source).is_file() else "missing"
@@ -330,6 +335,11 @@ def _locate(method: str, name: str, entry: Weights) -> tuple[Path, str]:
     """The file of an entry and its sha256, checked."""
     label = f"weights '{method}:{name}'"
     local = _local(entry)
+    if local is None and entry.by_hand:
+        raise UpbenchError(
+            f"{label} cannot be downloaded by a program: fetch {entry.file} from {entry.source} and put it "
+            "into the folder that UPBENCH_WEIGHTS names"
+        )
     if local is None and entry.remote:
         path = _cached(method, entry)
         return path, download(entry.source, path, sha256=entry.sha256, size=entry.size, label=label)

@@ -35,6 +35,7 @@ GEOMETRIES: dict[str, Geometry] = {
     "smaller than the image": Geometry((32, 40), (8, 10), (16, 12)),
     "smaller than the features": Geometry((32, 40), (8, 10), (5, 7)),
     "few features": Geometry((12, 16), (3, 4), (12, 16)),
+    "native ratio": Geometry((20, 16), (5, 4), (0, 0)),  # the output is the method's
 }
 
 
@@ -75,7 +76,7 @@ class MethodCase:
 
     def new_backbone(self) -> Backbone:
         """An equal of `backbone` that no check has seen; its stride is that of most geometries."""
-        return tiny_backbone(self.channels, self.cls.native_ratio or 4).to(self.device)
+        return tiny_backbone(self.channels, 4).to(self.device)
 
     def geometry(self, name: str) -> Geometry:
         """A geometry that the method can do.
@@ -84,10 +85,12 @@ class MethodCase:
             NotApplicable: It says that it cannot do this one.
         """
         geometry = GEOMETRIES[name]
-        ratio = self.cls.native_ratio
-        if ratio is not None and name in ("square", "not square"):
+        if name == "native ratio":
+            ratio = self.cls.native_ratio
+            if ratio is None:
+                raise NotApplicable("has no ratio of its own")
             h, w = geometry.features
-            geometry = Geometry((ratio * h, ratio * w), (h, w), (ratio * h, ratio * w))
+            geometry = Geometry(geometry.image, (h, w), (ratio * h, ratio * w))
         setting = Setting(
             backbone="noise",
             channels=self.channels,
@@ -101,8 +104,6 @@ class MethodCase:
         )
         if reason := self.cls.skip_reason(setting):
             raise NotApplicable(reason)
-        if ratio is not None and geometry.output != tuple(ratio * n for n in geometry.features):
-            raise NotApplicable(f"upsamples by {ratio} only")
         return geometry
 
     def inputs(self, geometry: Geometry, batch: int = 1, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -214,9 +214,7 @@ def linearity(case: MethodCase) -> None:
     """A method that says so is linear in the features."""
     if not case.cls.linear:
         raise NotApplicable("does not say that it is linear")
-    geometry = (
-        case.geometry("ratio not an integer") if case.cls.native_ratio is None else case.geometry("square")
-    )
+    geometry = case.geometry("ratio not an integer")
     image, a = case.inputs(geometry)
     _, b = case.inputs(geometry, seed=1)
     with torch.no_grad():
