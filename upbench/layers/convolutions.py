@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from upbench.layers.strips import can_stream, stream
+
 GROUPS = 8
 
 
@@ -50,9 +52,21 @@ def convolution(
     )
 
 
-class Branch(nn.Sequential):
-    """The image `[B, 3, H, W]` to `[B, dim, H, W]`: a convolution, then blocks without residuals (NAF,
-    RaysUp)."""
+class Encoder(nn.Sequential):
+    """A stem to `dim` channels, then `Block`s."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, Cin, H, W]` to `[B, dim, H, W]`."""
+        stem, *blocks = self
+        if isinstance(stem, nn.Conv2d) and can_stream(x):
+            return stream(stem, blocks, x)
+        for layer in self:
+            x = layer(x)
+        return x
+
+
+class Branch(Encoder):
+    """An encoder of the image whose convolutions are all of one kind, without residuals (NAF, RaysUp)."""
 
     def __init__(
         self,
@@ -70,13 +84,13 @@ class Branch(nn.Sequential):
         super().__init__(conv(3), *(Block(conv(dim), conv(dim)) for _ in range(blocks)))
 
 
-def residual_encoder(stem: nn.Module, dim: int) -> nn.Sequential:
+def residual_encoder(stem: nn.Module, dim: int) -> Encoder:
     """A stem to `dim` channels and two residual blocks of 1x1 convolutions without biases (JAFAR, AnyUp)."""
 
     def conv() -> nn.Conv2d:
         return convolution(dim, dim, bias=False)
 
-    return nn.Sequential(stem, *(Block(conv(), conv(), residual=True) for _ in range(2)))
+    return Encoder(stem, *(Block(conv(), conv(), residual=True) for _ in range(2)))
 
 
 def pool(x: Tensor, size: tuple[int, int]) -> Tensor:
