@@ -330,6 +330,12 @@ def test_names_are_checked(config: TrainConfig):
         train(change(config, device="cudda"))
 
 
+def test_options_are_checked_before_anything_is_computed(config: TrainConfig, backbone: FakeBackbone):
+    with pytest.raises(UpbenchError, match="'widht'; did you mean 'width'"):
+        train(change(config, options={"widht": 5}))
+    assert backbone.calls == 0
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

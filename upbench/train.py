@@ -79,11 +79,13 @@ def train(config: TrainConfig) -> TrainResult:
             another run; a loss that is not finite.
     """
     from upbench.backbones import load_backbone
+    from upbench.weights import load_method
 
     cls = _trainable(config.method)
     device = _device(config.device)
     paths = _writable(config)
     backbone = load_backbone(config.backbone, device=device)
+    load_method(config.method, config.init, backbone.channels, **config.options)  # refuses what it will not take
     pool = prepare(config.images, backbone, config.views)
     val = None
     if config.val_images:
