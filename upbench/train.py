@@ -85,7 +85,7 @@ def train(config: TrainConfig) -> TrainResult:
     device = _device(config.device)
     paths = _writable(config)
     backbone = load_backbone(config.backbone, device=device)
-    load_method(config.method, config.init, backbone.channels, **config.options)  # refuses what it will not take
+    load_method(config.method, config.init, backbone.channels, **config.options)  # before costly work
     pool = prepare(config.images, backbone, config.views)
     val = None
     if config.val_images:
