@@ -1,0 +1,89 @@
+"""The stacked operators learn by the recipe of `upbench train`, and what they learn serves every stage."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from upbench.base import Upsampler
+from upbench.testing.backbones import tiny_backbone
+from upbench.train import TrainConfig, ViewConfig, train
+from upbench.weights import load_method
+
+METHODS = ["carafe", "sapa", "dysample"]
+VIEWS = ViewConfig(view_size=64, guidance_size=32, crops_per_image=2, scales_per_view=2, precision="fp32")
+
+
+@pytest.fixture
+def config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> TrainConfig:
+    """A tiny backbone, photos of noise, features of 4 to 8 cells that are to become 16."""
+    monkeypatch.setenv("UPBENCH_CACHE", str(tmp_path / "cache"))
+    backbone = tiny_backbone(channels=8, stride=4)
+    monkeypatch.setattr("upbench.backbones.load_backbone", lambda name, device="cpu": backbone)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(2):
+        small = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((64, 64), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+    return TrainConfig(
+        method="carafe",
+        images=(str(folder),),
+        out=str(tmp_path / "weights.safetensors"),
+        backbone="tiny",
+        steps=12,
+        batch=2,
+        lr=5e-3,
+        warmup=0,
+        views=VIEWS,
+        device="cpu",
+        log_every=1,
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_training_changes_every_weight_and_lowers_the_loss(method: str, config: TrainConfig) -> None:
+    result = train(replace(config, method=method, val_images=config.images, val_every=12, val_views=2))
+    before = load_method(method, "none", channels=8, seed=config.seed)
+    after = load_method(method, result.out, channels=8)
+    for (name, a), b in zip(before.named_parameters(), after.parameters(), strict=True):
+        assert not torch.equal(a, b), name
+    assert result.val_cosine is not None
+    assert result.val_cosine > cosine_of(before, config) + 1e-4
+
+
+@torch.no_grad()
+def cosine_of(method: Upsampler, config: TrainConfig) -> float:
+    """What the run measures at its end, for other weights."""
+    from upbench.backbones import load_backbone
+    from upbench.traindata import prepare
+
+    views = replace(config.views, crops_per_image=1, scales_per_view=1, min_crop=1.0)
+    pool = prepare(config.images, load_backbone("tiny"), views, limit=2)
+    total = 0.0
+    for i, view in enumerate(pool.views):
+        batch = pool.read([i], view.cells[0])
+        dense = method(method.normalize(batch.image), batch.features, (batch.output, batch.output))
+        total += F.cosine_similarity(dense, batch.target, dim=1).mean().item()
+    return total / len(pool.views)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_stages_that_training_does_not_reach_stay_as_they_began(method: str, config: TrainConfig) -> None:
+    """At x2 to x4 two stages run: the reason why stages share their weights unless asked otherwise."""
+    options = {"share_stages": False}
+    result = train(replace(config, method=method, steps=4, options=options))
+    before = load_method(method, "none", channels=8, seed=config.seed, **options)
+    after = load_method(method, result.out, channels=8)
+    learned = {
+        name.split(".")[2]
+        for (name, a), b in zip(before.named_parameters(), after.parameters(), strict=True)
+        if name.startswith("stack.") and not torch.equal(a, b)
+    }
+    assert learned == {"0", "1"}
