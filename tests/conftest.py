@@ -13,6 +13,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 
+if not torch.cuda.is_available():  # Triton's kernels run in its interpreter; it looks when it is imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_machine(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -10,54 +10,15 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from windowing import problems
 
 from upbench.errors import UpbenchError
 from upbench.ops.operator import project
-from upbench.ops.window import BACKENDS, WindowOperator, window_attention, window_operator
+from upbench.ops.window import WindowOperator, window_attention, window_operator
 from upbench.ops.windows import fraction_table, nearest_exact, neighbourhood, neighbourhood_table, tiling
 
 fuzz = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 CPU = torch.device("cpu")
-
-
-@st.composite
-def tables(draw: st.DrawFn, size: int, cells: int) -> Tensor:
-    """A row or column table: of the methods, or any."""
-    kind = draw(st.sampled_from(["neighbourhood", "fraction", "any"]))
-    if kind == "neighbourhood":
-        return neighbourhood_table(size, cells, draw(st.integers(1, 7)))
-    if kind == "fraction":
-        return fraction_table(size, cells, draw(st.sampled_from([0.05, 0.1, 0.34])))
-    width = draw(st.integers(1, 4))
-    entry = st.lists(st.integers(-1, cells - 1), min_size=width, max_size=width).filter(lambda e: max(e) >= 0)
-    return torch.tensor(draw(st.lists(entry, min_size=size, max_size=size)))
-
-
-@st.composite
-def problems(draw: st.DrawFn) -> dict[str, Any]:
-    """Arguments of `window_attention` in float64."""
-    h, w, height, width = (draw(st.integers(1, n)) for n in (6, 6, 17, 17))
-    heads, batch = draw(st.sampled_from([1, 2, 4])), draw(st.integers(1, 2))
-    average = draw(st.booleans())
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    channels = draw(st.integers(1, 5)) if average else heads * draw(st.integers(1, 3))
-    q, k = normal(batch, 2 * heads, height, width), normal(batch, 2 * heads, h, w)
-    if draw(st.booleans()):
-        q = q.contiguous(memory_format=torch.channels_last)
-    return {
-        "q": q,
-        "k": 3 * k,
-        "v": normal(batch, channels, h, w),
-        "rows": draw(tables(height, h)),
-        "cols": draw(tables(width, w)),
-        "heads": heads,
-        "average_heads": average,
-    }
 
 
 @fuzz
@@ -264,13 +225,3 @@ def test_refusals() -> None:
             window_attention(**{**problem, **change})
     with pytest.raises(UpbenchError, match=r"operator takes \[B, 4"):
         _operator(problem)(torch.randn(1, 2, 3, 7, 9))
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])
-@pytest.mark.parametrize("average", [False, True])
-def test_gpu(backend: str, average: bool) -> None:
-    problem = _example(average=average)
-    expected = window_attention(**problem)
-    there = {n: v.cuda() if isinstance(v, Tensor) else v for n, v in problem.items()}
-    torch.testing.assert_close(window_attention(**there, backend=backend).cpu(), expected, rtol=0, atol=2e-2)

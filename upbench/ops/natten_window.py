@@ -9,6 +9,7 @@ runs everywhere and, on a CPU, holds every pair of pixels.
 from __future__ import annotations
 
 import importlib.util
+import warnings
 
 import torch
 import torch.nn.functional as F
@@ -100,7 +101,9 @@ def _attention(
     q, k = (F.pad(x, (0, padded - width)).contiguous() for x in (q, k))
     v = F.pad(v, (0, values - channels)).contiguous()
     try:
-        out = natten.na2d(q, k, v, kernel_size=kernel, dilation=dilation, scale=scale, backend=backend)
+        with warnings.catch_warnings():  # of what NATTEN calls, and how
+            warnings.simplefilter("ignore")
+            out = natten.na2d(q, k, v, kernel_size=kernel, dilation=dilation, scale=scale, backend=backend)
     except (ValueError, NotImplementedError) as error:
         raise UpbenchError(f"attention backend 'natten': {' '.join(str(error).split())}") from error
     assert isinstance(out, Tensor)
@@ -133,4 +136,5 @@ def _compiled_kernels(x: Tensor) -> bool:
 
 def _heads_last(x: Tensor, heads: int) -> Tensor:
     """`[B, heads * D, H, W]` to `[B, H, W, heads, D]`."""
-    return x.permute(0, 2, 3, 1).unflatten(3, (heads, -1))
+    split: Tensor = x.permute(0, 2, 3, 1).unflatten(3, (heads, -1))
+    return split

@@ -37,22 +37,19 @@ class Axis:
     """A tiling as the kernels take it.
 
     Attributes:
-        tiles: The tiling.
+        size: Positions per tile.
+        before: Positions of the first tile that lie before the axis.
         cells: `[T, K]` int32, the low-resolution cells of each tile.
         visible: `[2, N]` int32, first and last + 1 of a position's run of its tile's cells, or `[N, K]`
             float32, log2 of how often it sees each.
         slots: `[cells, L]` int32, all T * K places at which a cell occurs and is seen, then -1.
     """
 
-    tiles: Tiling
+    size: int
+    before: int
     cells: Tensor
     visible: Tensor
     slots: Tensor
-
-    @property
-    def table(self) -> bool:
-        """Whether `visible` is a table."""
-        return self.visible.dtype == torch.float32
 
 
 @constant
@@ -78,11 +75,12 @@ def refusal(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, cols: Tensor, heads: 
         if tensor.dtype not in DTYPES:
             return f"{name} are {str(tensor.dtype).removeprefix('torch.')}; it has float32, bfloat16, float16"
     r, c = _plan(rows, cols, (int(k.shape[2]), int(k.shape[3])), q.device)
-    cells = _padded(r.tiles.window * c.tiles.window)
+    window = (int(r.cells.shape[1]), int(c.cells.shape[1]))
+    cells = _padded(window[0] * window[1])
     keys, values = _widths(cells, int(q.shape[1]) // heads, int(v.shape[1]) // (1 if average else heads))
     size = cells * (keys * q.element_size() + values * v.element_size())
     if cells > _MOST_CELLS or size > 8 * _MOST_SHARED:
-        return f"a tile's window of {r.tiles.window}x{c.tiles.window} cells does not fit on chip"
+        return f"a tile's window of {window[0]}x{window[1]} cells does not fit on chip"
     return ""
 
 
@@ -106,7 +104,7 @@ def attend(
     if reason:
         raise UpbenchError(f"attention backend 'triton': {reason}")
     r, c = _plan(rows, cols, (int(k.shape[2]), int(k.shape[3])), q.device)
-    geometry = [r.tiles.size, r.tiles.before, c.tiles.size]
+    geometry = [r.size, r.before, c.size]
     tensors = (r.cells, r.visible, r.slots, c.cells, c.visible, c.slots)
     out: Tensor = _forward(q, k.to(q.dtype), v, *tensors, geometry, heads, average_heads, scale)
     return out
@@ -160,7 +158,7 @@ def _axis(tiles: Tiling, cells: int, device: torch.device) -> Axis:
     occurrences = [place[seen & (tiles.cells == cell)] for cell in range(cells)]
     slots = torch.nn.utils.rnn.pad_sequence(occurrences, batch_first=True, padding_value=-1)
     tensors = (tiles.cells.int(), visible, slots.int())
-    return Axis(tiles, *(tensor.contiguous().to(device) for tensor in tensors))
+    return Axis(tiles.size, tiles.before, *(tensor.contiguous().to(device) for tensor in tensors))
 
 
 def _runs(bias: Tensor) -> Tensor:
@@ -171,7 +169,8 @@ def _runs(bias: Tensor) -> Tensor:
     run = (place >= first[:, None]) & (place < (first + count)[:, None])
     if torch.equal(seen, run) and not bias[seen].any():
         return torch.stack([first, first + count]).int()
-    return (bias / np.log(2)).float()
+    in_base_2: Tensor = bias / np.log(2)
+    return in_base_2.float()
 
 
 def _padded(count: int) -> int:
