@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from upbench.backbones import Backbone
 from upbench.base import Camera, Setting, Upsampler
 from upbench.errors import UpbenchError
 from upbench.layers.convolutions import grid_of
 from upbench.ops.operator import SourcedOperator
 from upbench.ops.placement import placement_matrix
 from upbench.ops.separable import SeparableOperator
+
+if TYPE_CHECKING:
+    from upbench.backbones import Backbone
 
 
 class Strided(Upsampler):

@@ -61,6 +61,7 @@ def _methods() -> Iterable[Row]:
             "guided": cls.guided,
             "trainable": cls.trainable,
             "camera": cls.uses_camera,
+            "backbone": cls.uses_backbone,
             "ratio": f"{cls.native_ratio}x" if cls.native_ratio else "any",
             "weights": list(cls.weights),
             "options": list(cls.option_names()),

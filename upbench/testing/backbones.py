@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from timm.models.vision_transformer import VisionTransformer
+from typing import TYPE_CHECKING
 
-from upbench.backbones import Backbone, BackboneInfo
+import torch
+
+if TYPE_CHECKING:
+    from upbench.backbones import Backbone
 
 
 def tiny_backbone(channels: int = 16, stride: int = 4, grid: int = 8) -> Backbone:
@@ -16,6 +18,10 @@ def tiny_backbone(channels: int = 16, stride: int = 4, grid: int = 8) -> Backbon
         stride: Side of its patches in pixels.
         grid: Patches per side that its learned positions are for; on other grids they are interpolated.
     """
+    from timm.models.vision_transformer import VisionTransformer
+
+    from upbench.backbones import Backbone, BackboneInfo
+
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         model = VisionTransformer(

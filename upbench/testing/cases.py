@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from upbench.backbones import Backbone
 from upbench.base import Setting, Upsampler
 from upbench.testing.backbones import tiny_backbone
 from upbench.testing.checks import NotApplicable
+
+if TYPE_CHECKING:
+    from upbench.backbones import Backbone
 
 Size = tuple[int, int]
 
