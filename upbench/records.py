@@ -39,7 +39,7 @@ class Record:
         metrics: Split -> metric -> values, one per seed, in the metric's unit.
         per_image: Split -> {"names": images, "values": one list per seed}, of the task's primary metric; nan
             where an image has no value.
-        about: Title, paper, year and licence of the method.
+        about: Title, paper, year, licence and native ratio of the method.
         columns: Name, title, direction and unit of each metric and whether it stands in every table
             (`main`); the primary one first.
         cost: Device -> what `upbench.cost` measured; see there.
@@ -237,6 +237,7 @@ def _row(record: Record) -> Iterator[tuple[str, Any]]:
         ("title", record.about.get("title") or cell.method.name),
         ("year", record.about.get("year")),
         ("paper", record.about.get("paper", "")),
+        ("native_ratio", record.about.get("native_ratio")),
         ("weights", cell.method.weights),
         ("options", json.dumps(dict(cell.method.options), sort_keys=True)),
         ("camera", cell.method.camera),

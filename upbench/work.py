@@ -348,7 +348,13 @@ def protocol_of(cell: Cell, task: Task) -> dict[str, Any]:
 def about(method: str) -> dict[str, Any]:
     """What a table says about a method beside its numbers."""
     cls = find_method(method)
-    return {"title": cls.title or method, "paper": cls.paper, "year": cls.year, "licence": cls.licence}
+    return {
+        "title": cls.title or method,
+        "paper": cls.paper,
+        "year": cls.year,
+        "licence": cls.licence,
+        "native_ratio": cls.native_ratio,
+    }
 
 
 def columns(task: Task) -> list[Mapping[str, Any]]:

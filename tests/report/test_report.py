@@ -112,6 +112,29 @@ def test_a_gpu_has_columns_of_its_own():
     assert any("GPU: Some GPU" in note for note in table.notes)
 
 
+def test_methods_with_a_ratio_of_their_own_say_so():
+    """A column only where there is such a method, in every format; and what it means."""
+    without = one_table(record("bilinear"), record("raysup"))
+    assert not any(column.key == "method/native_ratio" for column in without.columns)
+    about = {"title": "FeatUp", "year": 2024, "paper": "", "native_ratio": 16}
+    records = [
+        record("bilinear"),
+        record("jbu", about=about),
+        record("jbu", "depth", (0.3, 0.4), about=about),
+    ]
+    table = one_table(*records)
+    shown = entries(table)
+    assert shown["FeatUp", "method/native_ratio"] == "16"
+    assert shown["Bilinear", "method/native_ratio"] == "–"
+    assert any(note.startswith("Native ratio: ") for note in table.notes)
+    rows = list(csv.DictReader(io.StringIO(render(frame(records), "csv"))))
+    assert [(row["method/native_ratio"], row["remarks"]) for row in rows] == [("", ""), ("16.0", "")]
+    assert "Native ratio (x)" in render(frame(records), "md")
+    split = {"val": {"miou": [1.0]}, "test": {"miou": [2.0]}}
+    first, second = build_tables(frame([record("jbu", about=about, metrics=split)]))
+    assert [sum("Native" in c.title for c in t.columns) for t in (first, second)] == [1, 0], "told once"
+
+
 def test_the_best_is_bold_in_the_right_direction_and_ties_share():
     table = one_table(
         record("bilinear", values=(40.0, 40.0)),

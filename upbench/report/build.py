@@ -21,6 +21,7 @@ Cell = Mapping[str, Any]
 # what the cells of one table have in common; a split of the dataset makes a table of its own
 _COMMON = ("backbone", "dataset", "protocol", "preset", "probe", "seeds", "limit", "dtype", "device")
 _ROW = ("method", "weights", "options", "camera")
+_RATIO = Column("method/native_ratio", "Native ratio", "x", digits=0)
 _DIGITS = {"%": 2, "deg": 2, "m": 3, "": 3}
 
 
@@ -73,6 +74,7 @@ class _Builder:
         order = sorted(self.rows.items(), key=lambda item: _age(next(iter(item[1].values()))))
         columns = [column for task in self.tasks for column in self._task_columns(task)]
         if self.main:
+            columns += [_RATIO] if self._ratios() else []
             columns += cost_columns(self.cells)
         rows = [self._row(by_task) for _, by_task in order]
         head = self.cells[0]
@@ -114,6 +116,7 @@ class _Builder:
         cells = list(by_task.values())
         if self.main:
             values |= cost_values(cells)
+            values[_RATIO.key] = Value(_number(cells[0].get("native_ratio")))
         label = _label(cells[0])
         return Row(label, values, tuple(dict.fromkeys(text for cell in cells for text in cell["warnings"])))
 
@@ -166,12 +169,21 @@ class _Builder:
             labels = [row.label for row in rows if text in row.warnings]
             who = "" if len(labels) == len(rows) and len(rows) > 1 else f"{', '.join(labels)}: "
             yield f"**Warning**: {who}{text}"
+        if self.main and self._ratios():
+            yield (
+                "Native ratio: what the steps of a method upsample by; its output is resized bilinearly from "
+                "the next size that they make. Methods without one make every size themselves"
+            )
         if self.main:
             yield from cost_notes(self.cells)
         yield from _weights(self.cells)
         yield from _machines(self.cells)
         if self.replaced:
             yield f"{self.replaced} older records of the same cells are left out"
+
+    def _ratios(self) -> bool:
+        """Whether some method has a ratio of its own."""
+        return any(cell.get("native_ratio") is not None for cell in self.cells)
 
     def _images(self) -> int | None:
         counts = {
