@@ -112,16 +112,9 @@ class AnyUp(Upsampler):
         """
         self.key_encoder.load_state_dict(self.query_encoder.state_dict())
         mix: Tensor = self.aggregation[0].weight  # type: ignore[assignment]
-        attention = self.attention
-        same = torch.eye(len(mix))
         mix.mul_(0.3)
-        mix[:, : len(mix), 1, 1] += same
-        attention.conv.weight.zero_()
-        attention.conv.weight[:, :, 1, 1] = same
-        attention.query.weight.mul_(2)
-        attention.key.weight.copy_(attention.query.weight)
-        for bias in (attention.query.bias, attention.key.bias):
-            bias.zero_()
+        mix[:, : len(mix), 1, 1] += torch.eye(len(mix))
+        self.attention.begin_as_similarity(sharpness=2)
 
     def forward(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Tensor:
         """See `Upsampler.forward`."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from upbench.base import Camera, Upsampler
 from upbench.errors import UpbenchError
 from upbench.layers.attention import Position, Projections, from_official
-from upbench.layers.convolutions import GROUPS, grid_of, pool, residual_encoder
+from upbench.layers.convolutions import GROUPS, Block, grid_of, pool, residual_encoder
 from upbench.ops.attention import GlobalOperator, global_attention, global_operator
 from upbench.weights import Weights
 
@@ -46,7 +46,8 @@ class JAFAR(Upsampler):
     (frozen) because its checkpoints hold them and its 529,792 + 257 C parameters count them.
 
     The official code holds the weights of all heads at once, 3.3 GB at 448 pixels and 32 x 32 features; here
-    they are computed for runs of queries (see `upbench.ops.attention`).
+    they are computed for runs of queries (see `upbench.ops.attention`). Without weights, attention begins
+    close to bilinear interpolation, from where training gets further in few steps.
     """
 
     name = "jafar"
@@ -87,6 +88,27 @@ class JAFAR(Upsampler):
         self.feature_encoder = residual_encoder(nn.Conv2d(channels, dim, 1, bias=False), dim)
         self.modulation = Modulation(dim)
         self.attention = Projections(dim, channels)
+        self._begin_as_similarity()
+
+    @torch.no_grad()
+    def _begin_as_similarity(self) -> None:
+        """Makes queries and keys nearly the same function of the image, so that attention compares place and
+        colour.
+
+        With the official initialisation it begins as an average over the whole map, and learning where a
+        pixel lies would take most of a short training. The features' encoding gets a constant part, from
+        which the modulation makes a factor near 1; the image's encoding does, too, so that the position
+        alone, at three times the frequencies, tells places apart.
+        """
+        self.key_encoder.load_state_dict(self.query_encoder.state_dict())
+        self.attention.begin_as_similarity(sharpness=4)
+        self.position.frequencies.mul_(3)
+        _add_constant(self.image_encoder, 1.0)
+        constant = _add_constant(self.feature_encoder, 2.0)
+        gamma, beta = self.modulation.gamma.weight, self.modulation.beta.weight
+        for weight in (gamma, beta):
+            weight.mul_(0.1)
+        gamma[:, :, 0, 0] += constant / constant.square().sum()
 
     def forward(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Tensor:
         """See `Upsampler.forward`."""
@@ -125,6 +147,15 @@ class JAFAR(Upsampler):
     def convert_state(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `Upsampler.convert_state`; projections are packed into one matrix where C = dim."""
         return from_official(state, _OFFICIAL)
+
+
+def _add_constant(encoder: nn.Sequential, bias: float) -> Tensor:
+    """Adds a constant `[dim]` to an encoder's output, by the bias of its last norm, and returns it."""
+    last = encoder[-1]
+    assert isinstance(last, Block)
+    last.norm2.bias.fill_(bias)
+    added: Tensor = last.conv2.weight[:, :, 0, 0] @ F.silu(last.norm2.bias)
+    return added
 
 
 class Modulation(nn.Module):

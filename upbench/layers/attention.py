@@ -87,6 +87,20 @@ class Projections(nn.Module):
         for unused in (self.value, self.output):
             unused.requires_grad_(False)
 
+    @torch.no_grad()
+    def begin_as_similarity(self, sharpness: float) -> None:
+        """Sets random weights so that logits compare what queries and keys are made of.
+
+        Args:
+            sharpness: Factor on both projections.
+        """
+        self.conv.weight.zero_()
+        self.conv.weight[:, :, 1, 1] = torch.eye(len(self.conv.weight))
+        self.query.weight.mul_(sharpness)
+        self.key.weight.copy_(self.query.weight)
+        for bias in (self.query.bias, self.key.bias):
+            bias.zero_()
+
     def forward(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """`[B, dim, H, W]` and `[B, dim, h, w]` to the same shapes."""
         return self.project_queries(queries), self.project_keys(keys)

@@ -161,7 +161,8 @@ def _check(q: Tensor, k: Tensor, heads: int, memory_budget: int | None) -> None:
 
 def _heads(x: Tensor, heads: int) -> Tensor:
     """`[B, heads * D, H, W]` to `[B, heads, H * W, D]`, a view wherever the grid can be read in one go."""
-    return x.flatten(2).unflatten(1, (heads, -1)).mT
+    split: Tensor = x.flatten(2).unflatten(1, (heads, -1))
+    return split.mT
 
 
 def _runs(queries: Tensor, keys: Tensor, channels: int, budget: int | None) -> Iterator[slice]:
