@@ -3,13 +3,15 @@
 What the official code of RaysUp and NAF calls. NATTEN knows windows on one grid only, so keys and values are
 first repeated on the output grid, and it serves no tables but those of `windows.neighbourhood_table`. Its
 compiled kernels (libnatten, CUDA) are used where they are installed; else its FlexAttention back-end, which
-runs everywhere and, on a CPU, holds every pair of pixels.
+runs everywhere, but holds every pair of pixels unless it is compiled (CUDA, half precision, and after
+`natten.allow_flex_compile()`, which NATTEN's authors advise against).
 """
 
 from __future__ import annotations
 
 import importlib.util
 import warnings
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +47,7 @@ def refusal(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, cols: Tensor, heads: 
     if not q.dtype == k.dtype == v.dtype:
         return f"queries, keys and values must have one dtype, got {q.dtype}, {k.dtype}, {v.dtype}"
     pixels = int(q.shape[2]) * int(q.shape[3])
-    if not _compiled_kernels(q) and pixels * pixels > _FLEX_MOST_PAIRS:
+    if not (_compiled_kernels(q) or _may_compile(q)) and pixels * pixels > _FLEX_MOST_PAIRS:
         return f"without its compiled CUDA kernels, {q.shape[2]}x{q.shape[3]} pixels are too many"
     return ""
 
@@ -81,29 +83,46 @@ def attend(
     else:
         values = _heads_last(values, heads)
     kernel = (int(rows.shape[1]), int(cols.shape[1]))
-    out = _attention(queries, keys, values, kernel, dilation, scale)
+    out = neighbourhood_attention(queries, keys, values, kernel, dilation, scale)
     out = out.mean(3) if average_heads else out.flatten(3)
     return out.permute(0, 3, 1, 2).contiguous()
 
 
-def _attention(
+def neighbourhood_attention(
     q: Tensor, k: Tensor, v: Tensor, kernel: tuple[int, int], dilation: tuple[int, ...], scale: float
 ) -> Tensor:
-    """NATTEN on `[B, H, W, heads, D]`, its operands padded with zeros to the widths that it takes."""
+    """`natten.na2d` by whatever back-end there is, its operands padded with zeros to the widths that it takes.
+
+    Args:
+        q: `[B, H, W, heads, D]`.
+        k: The same shape.
+        v: `[B, H, W, heads, Dv]`.
+        kernel: Neighbours along rows and columns.
+        dilation: Distance between neighbours.
+        scale: Factor on the logits.
+
+    Returns:
+        `[B, H, W, heads, Dv]`.
+
+    Raises:
+        UpbenchError: No back-end can compute this.
+    """
     import natten
 
     width, channels = int(q.shape[4]), int(v.shape[4])
+    options: dict[str, Any] = {"backend": "cutlass-fna"}
     if _compiled_kernels(q):
-        backend, padded, values = "cutlass-fna", -(-width // 8) * 8, -(-channels // 8) * 8
+        padded, values = -(-width // 8) * 8, -(-channels // 8) * 8
     else:
-        backend = "flex-fna"
-        padded = values = max(8, 1 << (max(width, channels) - 1).bit_length())
+        compiled = _may_compile(q)
+        options = {"backend": "flex-fna", "torch_compile": compiled}
+        padded = values = max(32 if compiled else 8, 1 << (max(width, channels) - 1).bit_length())
     q, k = (F.pad(x, (0, padded - width)).contiguous() for x in (q, k))
     v = F.pad(v, (0, values - channels)).contiguous()
     try:
         with warnings.catch_warnings():  # of what NATTEN calls, and how
             warnings.simplefilter("ignore")
-            out = natten.na2d(q, k, v, kernel_size=kernel, dilation=dilation, scale=scale, backend=backend)
+            out = natten.na2d(q, k, v, kernel_size=kernel, dilation=dilation, scale=scale, **options)
     except (ValueError, NotImplementedError) as error:
         raise UpbenchError(f"attention backend 'natten': {' '.join(str(error).split())}") from error
     assert isinstance(out, Tensor)
@@ -132,6 +151,15 @@ def _compiled_kernels(x: Tensor) -> bool:
     import natten
 
     return bool(natten.HAS_LIBNATTEN)
+
+
+def _may_compile(x: Tensor) -> bool:
+    """Whether FlexAttention is to be compiled: half precision on CUDA, after `natten.allow_flex_compile()`."""
+    if not x.is_cuda or x.dtype == torch.float32:
+        return False
+    from natten.context import is_flex_compile_allowed
+
+    return bool(is_flex_compile_allowed())
 
 
 def _heads_last(x: Tensor, heads: int) -> Tensor:
