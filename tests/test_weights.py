@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -272,9 +274,39 @@ def test_file_of_something_else(tmp_path: Path, suffix: str):
     refused("is corrupt", tmp_path / f"c{suffix}")
 
 
-def test_pickles_run_no_code(tmp_path: Path):
-    torch.save({"weight": Path("x"), "code": subprocess.run}, tmp_path / "c.pth")
-    refused("is corrupt, or holds more than tensors", tmp_path / "c.pth")
+class _Attack:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_pickles_run_no_code(state: dict[str, Tensor], tmp_path: Path):
+    folder = tmp_path / "made by the pickle"
+    for other, message in (
+        (_Attack(folder), "is corrupt, or holds more than tensors"),
+        (subprocess.run, "not a mapping of tensors: 'other' is a "),
+        (tmp_path, "not a mapping of tensors: 'other' is a Opaque"),
+    ):
+        torch.save({**official(state), "other": other}, tmp_path / "c.pth")
+        refused(message, tmp_path / "c.pth")
+    assert not folder.exists()
+
+
+def test_objects_of_a_training_beside_the_tensors(state: dict[str, Tensor], tmp_path: Path):
+    """A configuration whose classes are not on this machine (JAFAR's release holds one)."""
+    module = types.ModuleType("a_trainers_config")
+    exec("class Config(dict): pass\nclass Node:\n  def __init__(self, x): self.x = x", module.__dict__)
+    node = module.Node(module.Node({"lr": 1.0, "path": tmp_path}))
+    sys.modules[module.__name__] = module
+    try:
+        for cls in (module.Config, module.Node):
+            cls.__module__ = module.__name__
+        torch.save({"cfg": node, "epoch": 3, "toy": official(state)}, tmp_path / "c.pth")
+    finally:
+        del sys.modules[module.__name__]
+    assert_filled(load_method("toy", tmp_path / "c.pth", channels=8), state)
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"a": 1}, {}], ids=str)

@@ -22,7 +22,10 @@ _PREFIXES = ("module.", "_orig_mod.")
 
 
 def read_checkpoint(path: Path) -> Mapping[str, Any]:
-    """The content of a checkpoint, on the CPU. Pickles are read with `weights_only=True`: no code is run.
+    """The content of a checkpoint, on the CPU.
+
+    Pickles are read with `weights_only=True`: no code is run. Objects of classes that this does not know
+    become `Opaque`, such as the configuration that JAFAR's training saves beside the tensors.
 
     Raises:
         UpbenchError: The file is corrupt, truncated, or holds something else.
@@ -33,7 +36,7 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
         else:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about old formats; they say nothing of the content
-                content = torch.load(path, map_location="cpu", weights_only=True)
+                content = _load_pickle(path)
     except (SafetensorError, zipfile.BadZipFile, EOFError, RuntimeError, ValueError, KeyError) as error:
         raise UpbenchError(f"checkpoint {path} is corrupt or truncated ({_first_line(error)})") from error
     except pickle.UnpicklingError as error:
@@ -45,6 +48,30 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise UpbenchError(f"checkpoint {path} holds a {type(content).__name__}, not a mapping of tensors")
     return content
+
+
+class Opaque:
+    """Stands in a checkpoint where an object of a class was that is not to be imported."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        """Takes and forgets whatever the object was made of."""
+
+    def __setstate__(self, state: object) -> None:
+        """Forgets its attributes."""
+
+
+def _load_pickle(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        try:
+            strange = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        except ValueError:  # the old format, which has no list of them
+            strange = []
+        if not strange:
+            raise
+        with torch.serialization.safe_globals([(Opaque, name) for name in strange]):
+            return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
