@@ -91,7 +91,7 @@ def attend(
 def neighbourhood_attention(
     q: Tensor, k: Tensor, v: Tensor, kernel: tuple[int, int], dilation: tuple[int, ...], scale: float
 ) -> Tensor:
-    """`natten.na2d` by whatever back-end there is, its operands padded with zeros to the widths that it takes.
+    """`natten.na2d` by whatever back-end there is, its operands padded with zeros to widths that it takes.
 
     Args:
         q: `[B, H, W, heads, D]`.
@@ -154,7 +154,7 @@ def _compiled_kernels(x: Tensor) -> bool:
 
 
 def _may_compile(x: Tensor) -> bool:
-    """Whether FlexAttention is to be compiled: half precision on CUDA, after `natten.allow_flex_compile()`."""
+    """Whether FlexAttention is to be compiled: half precision on CUDA, if NATTEN was told so."""
     if not x.is_cuda or x.dtype == torch.float32:
         return False
     from natten.context import is_flex_compile_allowed
