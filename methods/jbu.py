@@ -10,7 +10,7 @@ from torch import Tensor
 from upbench.base import Camera, Upsampler
 from upbench.ops.resample import resize_guidance
 from upbench.ops.window import WindowOperator
-from upbench.ops.windows import Tiling, nearest_exact, tiling
+from upbench.ops.windows import Tiling, radius_table, tiling
 
 
 class JBU(Upsampler):
@@ -81,10 +81,7 @@ class JBU(Upsampler):
         """The windows of an axis as tiles, and their spatial log weights `[T, K, n]`, -inf outside."""
         shrink = max(1.0, cells / size)
         radius = math.ceil(self.radius * shrink)
-        centre = torch.from_numpy(nearest_exact(size, cells))
-        table = centre[:, None] + torch.arange(-radius, radius + 1)
-        table = torch.where((table >= 0) & (table < cells), table, -1)
-        tiles = tiling(table, cells, device)
+        tiles = tiling(radius_table(size, cells, radius), cells, device)
         position = (_positions(tiles) + 0.5) * (cells / size) - 0.5
         distance = position[:, None, :] - tiles.cells[:, :, None]
         log = -(distance**2) / (2 * (self.sigma_spatial * shrink) ** 2)

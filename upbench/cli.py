@@ -262,6 +262,65 @@ def _profile(arguments: argparse.Namespace) -> int:
     return 0
 
 
+# ---------------------------------------------------------------------------------------------------- export
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("method", metavar="METHOD[:WEIGHTS]", help="which method, with which weights")
+    add("--out", required=True, metavar="FILE", help="what to write, as in raysup.onnx")
+    add("--format", metavar="onnx|pt2", help="ONNX, or PyTorch's own (default: the suffix of FILE)")
+    add("--image-size", required=True, metavar="N|HxW", help="of the guidance image")
+    add("--backbone", metavar="NAME", help="whose features it is for; gives channels and stride")
+    add("--channels", type=_integer, metavar="C", help="of the features (default: the backbone's, or 384)")
+    add("--stride", type=_integer, metavar="N", help="pixels per feature (default: the backbone's, or 14)")
+    add("--feature-size", metavar="N|HxW", help="of the features (default: image size // stride)")
+    add("--output-size", metavar="N|HxW", help="of the output (default: that of the image)")
+    add("--batch", type=_integer, default=1, metavar="N", help="images at a time (default: %(default)s)")
+    add("--options", action="append", metavar="KEY=VALUE", help="an option of the method; repeatable")
+    add("--tolerance", type=float, default=1e-4, metavar="X", help="of the check (default: %(default)s)")
+    add("--plugin", action="append", default=[], metavar="FILE.py", help="a file with plugins; repeatable")
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from upbench.config import MethodSpec
+    from upbench.export import export
+    from upbench.profiling import parse_size
+    from upbench.registry import load_plugin_files
+
+    for name in ("channels", "stride", "batch"):
+        if (value := getattr(arguments, name)) is not None and value < 1:
+            raise UpbenchError(f"--{name} must be at least 1, got {value}")
+    load_plugin_files(arguments.plugin)
+    spec = MethodSpec.parse(arguments.method)
+    image, features, output = (
+        parse_size(text) if text else None
+        for text in (arguments.image_size, arguments.feature_size, arguments.output_size)
+    )
+    assert image is not None
+    done = export(
+        spec.name,
+        arguments.out,
+        image_size=image,
+        weights=spec.weights,
+        format=arguments.format,
+        backbone=arguments.backbone,
+        channels=arguments.channels,
+        stride=arguments.stride,
+        feature_size=features,
+        output_size=output,
+        batch=arguments.batch,
+        tolerance=arguments.tolerance,
+        **_settings("--options", arguments.options or []),
+    )
+    if done.difference is None:
+        checked = "not checked, as onnxruntime is not installed"
+    else:
+        checked = f"checked: differs from {spec.name} by at most {done.difference:.1e}"
+    print(f"{done.path}  {done.path.stat().st_size / 1e6:.1f} MB, {checked}")
+    return 0
+
+
 # ----------------------------------------------------------------------------------------------------- train
 
 
@@ -372,6 +431,12 @@ _COMMANDS = {
     "report": _Command("print the table of a run's records", _report_arguments, _report),
     "list": _Command("list methods, tasks, datasets, backbones or weights", _list_arguments, _list),
     "profile": _Command("measure what methods cost", _profile_arguments, _profile),
+    "export": _Command(
+        "write a method to a file that runs without upbench",
+        _export_arguments,
+        _export,
+        "Writes a method with its weights, at fixed sizes, as ONNX or .pt2. It takes images in 0..1.",
+    ),
     "train": _Command(
         "train a method on photos",
         _train_arguments,

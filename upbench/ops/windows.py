@@ -86,6 +86,14 @@ def fraction_table(size: int, cells: int, radius: float) -> Tensor:
     return torch.from_numpy(np.where(table < high[:, None], table, -1))
 
 
+@constant
+def radius_table(size: int, cells: int, radius: int) -> Tensor:
+    """`[size, 2 radius + 1]` low-resolution cells around the one that holds each position; -1 beyond the
+    ends."""
+    table = nearest_exact(size, cells)[:, None] + np.arange(-radius, radius + 1)
+    return torch.from_numpy(np.where((table >= 0) & (table < cells), table, -1))
+
+
 @dataclass(frozen=True)
 class Tiling:
     """An axis cut into runs of `size` positions; the first may begin before it and the last may end after it.
