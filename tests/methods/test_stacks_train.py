@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from upbench.base import Upsampler
 from upbench.testing.backbones import tiny_backbone
-from upbench.train import TrainConfig, ViewConfig, train
+from upbench.train import TrainConfig, ViewConfig, train, upsampling_loss
+from upbench.traindata import prepare
 from upbench.weights import load_method
 
 METHODS = ["carafe", "sapa", "dysample"]
@@ -37,7 +37,7 @@ def config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> TrainConfig:
         images=(str(folder),),
         out=str(tmp_path / "weights.safetensors"),
         backbone="tiny",
-        steps=12,
+        steps=40,
         batch=2,
         lr=5e-3,
         warmup=0,
@@ -49,29 +49,27 @@ def config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> TrainConfig:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_training_changes_every_weight_and_lowers_the_loss(method: str, config: TrainConfig) -> None:
-    result = train(replace(config, method=method, val_images=config.images, val_every=12, val_views=2))
+    result = train(replace(config, method=method))
     before = load_method(method, "none", channels=8, seed=config.seed)
     after = load_method(method, result.out, channels=8)
     for (name, a), b in zip(before.named_parameters(), after.parameters(), strict=True):
         assert not torch.equal(a, b), name
-    assert result.val_cosine is not None
-    assert result.val_cosine > cosine_of(before, config) + 1e-4
+    assert loss(after, config) < 0.98 * loss(before, config)
 
 
 @torch.no_grad()
-def cosine_of(method: Upsampler, config: TrainConfig) -> float:
-    """What the run measures at its end, for other weights."""
+def loss(method: Upsampler, config: TrainConfig) -> float:
+    """Of all the views that it is trained on, at every size."""
     from upbench.backbones import load_backbone
-    from upbench.traindata import prepare
 
-    views = replace(config.views, crops_per_image=1, scales_per_view=1, min_crop=1.0)
-    pool = prepare(config.images, load_backbone("tiny"), views, limit=2)
-    total = 0.0
+    pool = prepare(config.images, load_backbone("tiny"), config.views)
+    losses = []
     for i, view in enumerate(pool.views):
-        batch = pool.read([i], view.cells[0])
-        dense = method(method.normalize(batch.image), batch.features, (batch.output, batch.output))
-        total += F.cosine_similarity(dense, batch.target, dim=1).mean().item()
-    return total / len(pool.views)
+        for cells in view.cells:
+            batch = pool.read([i], cells)
+            dense = method(method.normalize(batch.image), batch.features, (batch.output, batch.output))
+            losses.append(upsampling_loss(dense, batch.target).item())
+    return sum(losses) / len(losses)
 
 
 @pytest.mark.parametrize("method", METHODS)
