@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 PAD = 30 / 224  # of a side, by reflection
 MAX_ZOOM = 1.8
 PCA_VIEWS = 50
-DROPOUT = 0.2
 MAGNITUDE_WEIGHT = 0.001
 VARIATION_WEIGHT = 0.05
 BLUR_WEIGHT = 0.1
@@ -86,6 +85,7 @@ class FeatUpImplicit(Upsampler):
         dim: int = 128,
         frequencies: int = 30,
         lr: float = 0.002,
+        dropout: float = 0.2,
         side: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -99,6 +99,7 @@ class FeatUpImplicit(Upsampler):
             dim: Principal components, and width of the network.
             frequencies: Of the waves of each coordinate.
             lr: Learning rate.
+            dropout: Share of the network's channels that a step goes without.
             side: Longest side of the map that is fitted, in pixels; a larger output is interpolated from it.
                 The output's own by default.
             seed: Of views, initial weights and dropout.
@@ -110,6 +111,9 @@ class FeatUpImplicit(Upsampler):
                 raise UpbenchError(f"featup_implicit: {name} must be at least 1, got {value}")
         if lr <= 0:
             raise UpbenchError(f"featup_implicit: lr must be above 0, got {lr}")
+        if not 0 <= dropout < 1:
+            raise UpbenchError(f"featup_implicit: dropout must be in [0, 1), got {dropout}")
+        self.dropout = float(dropout)
         self.steps, self.views, self.batch = int(steps), int(views), int(batch)
         self.dim, self.frequencies = min(int(dim), channels), int(frequencies)
         self.lr, self.side, self.seed = float(lr), side, int(seed)
@@ -208,7 +212,7 @@ def fit(
         torch.manual_seed(method.seed)
         views, targets, components = observe(method, backbone, image)
         colours = resize_guidance(image[None], size)[0].movedim(0, 2)
-        network = Network(method.dim, method.frequencies).to(image.device)
+        network = Network(method.dim, method.frequencies, method.dropout).to(image.device)
         downsampler = Downsampler(method.dim, backbone.stride).to(image.device)
         seen_by = Views(views.to(image.device), size)
         uncertainty = Uncertainty(method.dim).to(image.device)
@@ -304,9 +308,10 @@ class Views:
 class Network(nn.Module):
     """The implicit function: waves of position and colour through three layers."""
 
-    def __init__(self, dim: int, frequencies: int) -> None:
-        """Args: dim: Outputs and width; frequencies: Of each coordinate."""
+    def __init__(self, dim: int, frequencies: int, dropout: float = 0.0) -> None:
+        """Args: dim: Outputs and width; frequencies: Of each coordinate; dropout: In training."""
         super().__init__()
+        self.dropout = dropout
         described = 5 * frequencies * 2 + 3
         self.waves = Waves(5, frequencies)
         self.first = nn.Linear(described, dim)
@@ -327,7 +332,9 @@ class Network(nn.Module):
 
     def _drop(self, x: Tensor) -> Tensor:
         """Whole channels at a time."""
-        return x * F.dropout(x.new_ones(x.shape[2]), DROPOUT) if self.training else x
+        if not (self.training and self.dropout):
+            return x
+        return x * F.dropout(x.new_ones(x.shape[2]), self.dropout)
 
 
 class Downsampler(nn.Module):
