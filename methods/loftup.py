@@ -13,6 +13,7 @@ from upbench.base import Setting, Upsampler
 from upbench.errors import UpbenchError, unknown
 from upbench.layers.attention import unpacked
 from upbench.layers.convolutions import grid_of
+from upbench.layers.waves import Waves, places
 from upbench.ops.attention import global_attention
 from upbench.weights import Weights
 
@@ -148,7 +149,7 @@ class LoftUp(Upsampler):
         over = (0, 2, 3) if self.colour_range == "batch" else (2, 3)
         low, high = precise.amin(over, keepdim=True), precise.amax(over, keepdim=True)
         colour = ((precise - low) / (high - low).clamp(min=1e-4) - 0.5).permute(0, 2, 3, 1)
-        place = _places(grid_of(image), colour).expand(*colour.shape[:3], 2)
+        place = places(grid_of(image), colour).expand(*colour.shape[:3], 2)
         waves = self.pixel_waves(torch.cat([place, colour], 3))
         inputs = torch.cat([waves, colour], 3).to(self.stem_norm.weight.dtype)
         encoded: Tensor = self.stem(self.stem_norm(inputs).permute(0, 3, 1, 2))
@@ -157,7 +158,7 @@ class LoftUp(Upsampler):
     def describe(self, features: Tensor) -> Tensor:
         """`[B, C, h, w]` to cells `[B, h, w, C + 20]`: normalised, with their position beside."""
         normed: Tensor = self.feature_norm(features.permute(0, 2, 3, 1))
-        place = self.cell_waves(_places(grid_of(features), normed)).to(normed.dtype)
+        place = self.cell_waves(places(grid_of(features), normed)).to(normed.dtype)
         return torch.cat([normed, place.expand(*normed.shape[:3], _POSITION)], 3)
 
     def decode(self, pixels: Tensor, read: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -202,23 +203,6 @@ class LoftUp(Upsampler):
         return converted
 
 
-class Waves(nn.Module):
-    """Sines and cosines of coordinates, at frequencies from e^-2 to e^10 that grow geometrically."""
-
-    def __init__(self, components: int, count: int) -> None:
-        """Args: components: Coordinates of a point; count: Frequencies."""
-        super().__init__()
-        self.biases = nn.Parameter(torch.randn(2, components, count))
-
-    def forward(self, points: Tensor) -> Tensor:
-        """`[..., components]` to `[..., 2 * components * count]`, sines first; frequencies vary slowest."""
-        frequencies = torch.linspace(-2, 10, int(self.biases.shape[2])).exp().to(points.device)
-        # Product and sum are rounded one after the other: a fused operation would change the output.
-        angles = (points.unsqueeze(-2) * frequencies.view(-1, 1)).flatten(-2)
-        sines, cosines = self.biases.to(angles.dtype).flatten(1)
-        return torch.cat([(angles + sines).sin(), (angles + cosines).cos()], -1)
-
-
 class Layer(nn.Module):
     """Cross-attention from pixels to cells and a perceptron, both with a residual and a norm before."""
 
@@ -242,12 +226,6 @@ class Layer(nn.Module):
         pixels = pixels + self.output(attended.movedim(1, 3))
         updated: Tensor = pixels + self.mlp(pixels)
         return updated
-
-
-def _places(size: tuple[int, int], like: Tensor) -> Tensor:
-    """`[H, W, 2]` row and column, -1 to 1 with both ends, in float32 or better, on the device of `like`."""
-    axes = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in size), indexing="ij")
-    return torch.stack(axes, 2).to(like.device, torch.promote_types(like.dtype, torch.float32))
 
 
 def _strips(pixels: Tensor) -> Iterator[slice]:
