@@ -204,12 +204,12 @@ class JBUStage(nn.Module):
         def kernels(rows: slice) -> Tensor:
             """Those of a strip, from the rows that its taps see; at the border they are reflected."""
             first, last = max(0, rows.start - RADIUS), min(height, rows.stop + RADIUS)
-            part = self.kernels(colours[:, :, first:last], guidance[:, :, first:last])
-            return part[:, :, rows.start - first : rows.stop - first]
+            own = slice(rows.start - first, rows.stop - first)
+            return self.kernels(colours[:, :, first:last], guidance[:, :, rows], own)
 
         return doubling(kernels, (height // 2, width // 2), 2 * RADIUS + 1, guidance)
 
-    def kernels(self, colours: Tensor, guidance: Tensor) -> Tensor:
+    def kernels(self, colours: Tensor, guidance: Tensor, rows: slice) -> Tensor:
         """Every pixel's kernel.
 
         Their range part is a softmax over taps of t p(neighbour) . p(centre), with p the projected colours
@@ -219,13 +219,14 @@ class JBUStage(nn.Module):
 
         Args:
             colours: `[B, dim, H, W]`, projected.
-            guidance: `[B, 3, H, W]`, what they were projected from.
+            guidance: `[B, 3, N, W]`, the colours of the rows that are asked for, not projected.
+            rows: Which of the H rows those are.
 
         Returns:
-            `[B, 49, H, W]` in the dtype of `guidance`.
+            `[B, 49, N, W]` in the dtype of `guidance`.
         """
         padding: Padding = "reflect" if min(grid_of(colours)) > RADIUS else "replicate"
-        logits = affinity(colours, colours, 2 * RADIUS + 1, padding=padding)[:, 0]
+        logits = affinity(colours, colours, 2 * RADIUS + 1, padding=padding)[:, 0, :, rows]
         temperature = self.range_temp.to(logits.dtype).exp().clamp(1e-4, 1e4)
         near = torch.softmax(temperature * logits, 1) * self._spatial().to(logits.dtype)
         near = (near / near.sum(1, keepdim=True).clamp(min=1e-7)).to(guidance.dtype)
