@@ -1,7 +1,7 @@
 """Peak memory of large outputs: streamed (`upbench.upsample_tiles`), each case in a fresh process.
 
-The peak is that of the resident set above what the process held before, inputs included in neither; "whole" is
-the output tensor alone, which streaming never holds.
+The peak is that of the resident set above what the process held before, its inputs included; "whole" is the
+output tensor alone, which streaming never holds.
 
     python benchmarks/large_outputs.py [--cases NAME,...]
 """
