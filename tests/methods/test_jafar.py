@@ -233,5 +233,6 @@ def test_random_weights_begin_close_to_the_pixel() -> None:
     columns = torch.eye(9).view(1, 9, 1, 9).expand(1, 9, 9, 9)  # column of each cell, one-hot
     with torch.no_grad():
         weights = method(image, columns, (90, 90))[0, :, 45]  # [column, pixel]
-    assert (weights.argmax(0) - torch.arange(90) // 10).abs().max() <= 1
-    assert weights[4, 45] > 3 * weights[0, 45]
+    own = torch.arange(90) // 10  # the column that a pixel lies in
+    assert (weights.argmax(0) == own).float().mean() > 0.75
+    assert weights.gather(0, own[None]).mean() > 3 / 9
