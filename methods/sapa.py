@@ -40,7 +40,10 @@ class SAPA(Upsampler):
 
     name = "sapa"
     title = "SAPA"
-    paper = "Lu et al., SAPA: Similarity-Aware Point Affiliation, NeurIPS 2022, arXiv 2209.12866"
+    paper = (
+        "Lu et al., SAPA: Similarity-Aware Point Affiliation for Feature Upsampling, NeurIPS 2022, "
+        "arXiv 2209.12866"
+    )
     year = 2022
     licence = "MIT"
     trainable = True

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from upbench.cost import _Bound
 from upbench.errors import UpbenchError
 from upbench.macs import count_macs
 from upbench.methods.carafe import CARAFE
@@ -109,19 +110,11 @@ def test_options_come_from_the_checkpoint() -> None:
         load_method("carafe", weights=method.state_dict(), channels=8)
 
 
-def test_parameters_are_those_of_the_paper() -> None:
-    """74 thousand for 256 channels (compressor 16,448 and encoder 57,700), as in its Section 3.4."""
-    assert sum(p.numel() for p in CARAFE(channels=256).parameters()) == 256 * 64 + 64 + 64 * 100 * 9 + 100
-
-
-class _At(nn.Module):
-    def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
-        super().__init__()
-        self.model = model
-        self.size = size
-
-    def forward(self, image: Tensor, features: Tensor) -> Tensor:
-        return self.model(image, features, self.size)
+@pytest.mark.parametrize(("share_stages", "count"), [(True, 1), (False, 4)])
+def test_parameters_are_those_of_official_layers(share_stages: bool, count: int) -> None:
+    """A compressor to 64 channels, and 3 x 3 convolutions to the 25 logits of four pixels."""
+    method = CARAFE(channels=256, share_stages=share_stages)
+    assert sum(p.numel() for p in method.parameters()) == count * (257 * 64 + (64 * 9 + 1) * 100)
 
 
 @pytest.mark.parametrize(("size", "steps"), [((24, 20), 2), ((48, 40), 3), ((42, 35), 3)])
@@ -134,7 +127,7 @@ def test_macs_equal_a_hand_count(size: tuple[int, int], steps: int) -> None:
     if size == (42, 35):  # antialiased, two taps and a bit, rounded up, of an axis at a time
         expected += channels * (48 * 35 + 42 * 35) * 3
     counted = count_macs(
-        _At(CARAFE(channels), size), torch.randn(1, 3, 28, 28), torch.randn(1, channels, 6, 5)
+        _Bound(CARAFE(channels), size), torch.randn(1, 3, 28, 28), torch.randn(1, channels, 6, 5)
     )
     assert counted.uncounted == ()
     assert counted.total == pytest.approx(expected, rel=0.02)

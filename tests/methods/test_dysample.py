@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from upbench.cost import _Bound
 from upbench.errors import UpbenchError
 from upbench.macs import count_macs
 from upbench.methods.dysample import DySample, PointMap
@@ -140,16 +141,6 @@ def test_options_come_from_the_checkpoint(options: dict[str, Any]) -> None:
         load_method("dysample", weights=method.state_dict(), channels=16)
 
 
-class _At(nn.Module):
-    def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
-        super().__init__()
-        self.model = model
-        self.size = size
-
-    def forward(self, image: Tensor, features: Tensor) -> Tensor:
-        return self.model(image, features, self.size)
-
-
 @pytest.mark.parametrize(("size", "steps"), [((24, 20), 2), ((48, 40), 3)])
 @pytest.mark.parametrize("style", ["lp", "pl"])
 def test_macs_equal_a_hand_count(size: tuple[int, int], steps: int, style: str) -> None:
@@ -160,7 +151,7 @@ def test_macs_equal_a_hand_count(size: tuple[int, int], steps: int, style: str) 
         expected += cells * offsets + 4 * cells * 4 * channels
         cells *= 4
     method = DySample(channels, style=style, groups=groups)
-    counted = count_macs(_At(method, size), torch.randn(1, 3, 28, 28), torch.randn(1, channels, 6, 5))
+    counted = count_macs(_Bound(method, size), torch.randn(1, 3, 28, 28), torch.randn(1, channels, 6, 5))
     assert counted.uncounted == ()
     assert counted.total == pytest.approx(expected, rel=0.02)
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from upbench.cost import _Bound
 from upbench.errors import UpbenchError
 from upbench.macs import count_macs
 from upbench.methods.sapa import SAPA
@@ -138,16 +139,6 @@ def test_options_come_from_the_checkpoint(options: dict[str, Any]) -> None:
         load_method("sapa", weights=method.state_dict(), channels=8)
 
 
-class _At(nn.Module):
-    def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
-        super().__init__()
-        self.model = model
-        self.size = size
-
-    def forward(self, image: Tensor, features: Tensor) -> Tensor:
-        return self.model(image, features, self.size)
-
-
 @pytest.mark.parametrize(("size", "steps"), [((12, 10), 1), ((24, 20), 2)])
 @pytest.mark.parametrize("gated", [False, True])
 def test_macs_equal_a_hand_count(size: tuple[int, int], steps: int, gated: bool) -> None:
@@ -161,7 +152,7 @@ def test_macs_equal_a_hand_count(size: tuple[int, int], steps: int, gated: bool)
             expected += cells * c * (e + 1) + 4 * cells * (e + 1 + e)  # own, gate; nearest; mixture
         cells *= 4
     method = SAPA(c, similarity="gated" if gated else "bilinear")
-    counted = count_macs(_At(method, size), torch.randn(1, 3, 28, 28), torch.randn(1, c, 6, 5))
+    counted = count_macs(_Bound(method, size), torch.randn(1, 3, 28, 28), torch.randn(1, c, 6, 5))
     assert counted.uncounted == ()
     assert counted.total == pytest.approx(expected, rel=0.02)
 
