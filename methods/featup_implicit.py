@@ -64,12 +64,13 @@ class FeatUpImplicit(Upsampler):
     uses_backbone = True
     preset_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "quick": {
-            "steps": 80,
+            "steps": 150,
             "views": 8,
             "batch": 2,
             "dim": 32,
             "frequencies": 8,
-            "lr": 0.01,
+            "lr": 0.02,
+            "dropout": 0.0,
             "side": 80,
         },
         "contract": {"steps": 3, "views": 4, "batch": 2, "dim": 8, "frequencies": 1},

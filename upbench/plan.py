@@ -76,7 +76,7 @@ def make_plan(config: RunConfig, load: Callable[[str, str], Backbone]) -> list[P
     """
     load_plugin_files(config.plugins)
     tasks = plugins("task")
-    named = set(config.methods)
+    named = {spec.name for spec in config.methods}
     config = config.select(plugins("method"), tasks, plugins("dataset"))
     config = replace(config, methods=[_with_preset_options(s, config.preset) for s in config.methods])
     device = _device(config.device)
@@ -91,7 +91,7 @@ def make_plan(config: RunConfig, load: Callable[[str, str], Backbone]) -> list[P
         for spec in config.methods
         for name, facts in backbones.items()
     }
-    skips = {pair: _skip_method(pair[0], setting, pair[0] in named) for pair, setting in settings.items()}
+    skips = {pair: _skip_method(pair[0], setting, pair[0].name in named) for pair, setting in settings.items()}
     cameras = {name: _skip_camera(dataset, config.methods) for name, dataset in datasets.items()}
     planned = []
     for cell in cells:
