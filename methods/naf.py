@@ -12,12 +12,15 @@ from torch import Tensor, nn
 from upbench.base import Camera, Setting, Upsampler
 from upbench.errors import UpbenchError
 from upbench.layers.convolutions import GROUPS, Branch, grid_of, pool
-from upbench.layers.rotary import axial_rotation, rotate
+from upbench.layers.guidance import Guidance, pooled_in_blocks
+from upbench.layers.rotary import axial_rotation, rotate, rotate_heads
+from upbench.ops.tiled import TiledWindows
 from upbench.ops.window import WindowOperator, window_attention, window_operator
 from upbench.ops.windows import neighbourhood_table
 from upbench.weights import Weights
 
 HEADS = 4
+Part = tuple[slice, slice]
 BASE = 100.0  # of the periods of the positions
 _MAX_REDUCTION = 4  # images beyond so many times the output are made smaller first
 _OFFICIAL = {
@@ -39,7 +42,8 @@ class NAF(Upsampler):
 
     Differences from it: feature maps (or outputs) smaller than the window get a window as large as they are,
     and outputs smaller than the features a dilation of 1 (it has no such bound), where the official code
-    fails; positions are computed for each call, where it caches them by size alone.
+    fails; positions are computed for each call, where it caches them by size alone; without weights,
+    attention begins close to bilinear interpolation, from where training gets further in few steps.
     """
 
     name = "naf"
@@ -84,6 +88,9 @@ class NAF(Upsampler):
             }
         )
 
+        for branch in self.encoder.values():
+            _begin_as_interpolation(branch, self.head_dim)
+
     def forward(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Tensor:
         """See `Upsampler.forward`."""
         queries, keys = self.encode(image, grid_of(features), output_size)
@@ -98,6 +105,27 @@ class NAF(Upsampler):
             queries, keys = self.encode(image, grid_of(features), output_size)
         rows, cols = self.tables(grid_of(features), output_size)
         return window_operator(queries, keys, rows, cols, heads=HEADS)
+
+    def tile_operator(
+        self,
+        image: Tensor,
+        features: Tensor,
+        output_size: tuple[int, int],
+        camera: Camera | None = None,
+        *,
+        memory_budget: int,
+    ) -> TiledWindows:
+        """The attention, computed for the crop that is asked for (see `Upsampler.tile_operator`)."""
+        image = _limited(image, output_size)
+        guidance = Guidance(list(self.encoder.values()), image, memory_budget)
+
+        def queries(part: Part) -> Tensor:
+            turn = axial_rotation(output_size, self.head_dim, image.device, part=part)
+            return rotate_heads(guidance.pooled(output_size, part), self.head_dim, *turn)
+
+        keys = pooled_in_blocks(lambda rows, cols: queries((rows, cols)), output_size, grid_of(features))
+        rows, cols = self.tables(grid_of(features), output_size)
+        return TiledWindows(queries, keys, rows, cols, heads=HEADS)
 
     def encode(
         self, image: Tensor, feature_size: tuple[int, int], output_size: tuple[int, int]
@@ -152,6 +180,20 @@ class NAF(Upsampler):
             prefix = next((p for p in _OFFICIAL if key.startswith(p)), None)
             converted[key if prefix is None else _OFFICIAL[prefix] + key[len(prefix) :]] = tensor
         return converted
+
+
+@torch.no_grad()
+def _begin_as_interpolation(branch: nn.Module, head_dim: int) -> None:
+    """Sets a branch's last bias: unlearned attention falls off with the distance.
+
+    What is constant in the encoding turns into a kernel of the distance alone. With the shortest eighth of
+    the periods and this amplitude it is about one cell of a 16 x 16 map wide, for any number of channels.
+    """
+    count = head_dim // 4  # periods of an axis
+    shortest = max(1, count // 8)
+    bias: Tensor = branch[-1].conv2.bias.zero_()  # type: ignore[index]
+    parts = bias.view(-1, 4, count)  # heads; the halves of a pair, for rows and for columns
+    parts[:, :, :shortest] = 6 * (head_dim / 64) ** 0.25 * (2 / shortest) ** 0.5
 
 
 def _limited(image: Tensor, output_size: tuple[int, int]) -> Tensor:

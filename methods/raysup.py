@@ -21,7 +21,7 @@ from upbench.layers.rays import (
     ray_origins,
     rotation,
 )
-from upbench.layers.rotary import axial_rotation, rotate
+from upbench.layers.rotary import axial_rotation, rotate, rotate_heads
 from upbench.ops.tiled import TiledWindows
 from upbench.ops.window import WindowOperator, window_attention, window_operator
 from upbench.ops.windows import neighbourhood_table
@@ -194,8 +194,7 @@ class RaysUp(Upsampler):
             encoding = guidance.pooled(grid, part)
             turn = self._rotation(image, grid, camera, part)
             if turn is not None:
-                heads = encoding.split(self.head_dim, 1)
-                encoding = torch.cat([half for head in heads for half in rotate(head, *turn)], 1)
+                encoding = rotate_heads(encoding, self.head_dim, *turn)
             if self.ray_features is None:
                 return encoding
             marks: Tensor = self.ray_features(*self._rays(image, grid, camera, part))

@@ -71,9 +71,9 @@ def test_every_method_equals_its_forward(name: str):
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("budget", [DEFAULT_BUDGET, SMALL])
 @pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("name", ["raysup", "anyup"])
+@pytest.mark.parametrize("name", ["raysup", "anyup", "naf"])
 def test_encodings_in_parts(name: str, sizes: tuple, budget: int):
-    method = load_method(name, channels=8)
+    method = load_method(name, weights="none", channels=8)
     image, features = inputs(sizes[0], sizes[1], batch=2)
     with torch.no_grad():
         whole = method(image, features, sizes[2])

@@ -61,8 +61,8 @@ def upsample_tiles(
 ) -> Iterator[Tile]:
     """The output of a method, tile by tile; equal to that of its `forward` but for rounding. No gradients.
 
-    RaysUp and AnyUp compute nothing but the tile, whatever the sizes; the encoding of an image that is too
-    large for the budget is computed anew for every tile, with exact normalisation over the whole image.
+    RaysUp, AnyUp and NAF compute nothing but the tile, whatever the sizes; the encoding of an image that is
+    too large for the budget is computed anew for every tile, with exact normalisation over the whole image.
     Interpolations do the same. Methods that hold something for every pixel of the output (their `operator`)
     need memory for that beside the budget. The rest have their whole output computed at once, and are refused
     where it exceeds the budget.

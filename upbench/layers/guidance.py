@@ -7,7 +7,7 @@ their order, each with the norms before it already known. Then any rectangle of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 
 import torch
@@ -74,32 +74,48 @@ class Guidance:
 
     def _pooled(self, encoding: Tensor | _Chain, grid: tuple[int, int], rows: slice, cols: slice) -> Tensor:
         if isinstance(encoding, _Chain):
-            return self._assembled(encoding, grid, rows, cols)
+            return pooled_in_blocks(encoding, self.size, grid, (rows, cols), encoding.block)
         if (rows.stop - rows.start, cols.stop - cols.start) == grid:
             return pool(encoding, grid)
-        spans = self._spans(grid, rows, cols)
+        spans = _spans(self.size, grid, rows, cols)
         return pool_part(encoding[:, :, spans[0], spans[1]], self.size, grid, rows, cols)
 
-    def _assembled(self, chain: _Chain, grid: tuple[int, int], rows: slice, cols: slice) -> Tensor:
-        """Computes a part block by block, so that what it averages is never there at once."""
-        width = min(_WIDEST, self.size[1])
-        steps = (
-            max(1, chain.block // width * grid[0] // self.size[0]),
-            max(1, width * grid[1] // self.size[1]),
-        )
-        out = None
-        for r, c in product(_runs(rows, steps[0]), _runs(cols, steps[1])):
-            values = pool_part(chain(*self._spans(grid, r, c)), self.size, grid, r, c)
-            if out is None:
-                height, width = rows.stop - rows.start, cols.stop - cols.start
-                out = values.new_empty(*values.shape[:2], height, width)
-            top, left = r.start - rows.start, c.start - cols.start
-            out[:, :, top : top + r.stop - r.start, left : left + c.stop - c.start] = values
-        assert out is not None
-        return out
 
-    def _spans(self, grid: tuple[int, int], rows: slice, cols: slice) -> Part:
-        return pooled_span(self.size[0], grid[0], rows), pooled_span(self.size[1], grid[1], cols)
+def pooled_in_blocks(
+    read: Callable[[slice, slice], Tensor],
+    size: tuple[int, int],
+    grid: tuple[int, int],
+    part: Part | None = None,
+    block: int = 1 << 18,
+) -> Tensor:
+    """Adaptive average pooling of a map that is never there at once.
+
+    Args:
+        read: Gives any rectangle `[B, C, rows, cols]` of the map.
+        size: Of the map.
+        grid: (gh, gw) to pool to; smaller or larger than the map.
+        part: Rows and columns of the grid, start and stop given; all of it by default.
+        block: Pixels of the map to read at a time, about.
+
+    Returns:
+        `[B, C, gh, gw]`, or as large as the part.
+    """
+    rows, cols = part or (slice(0, grid[0]), slice(0, grid[1]))
+    width = min(_WIDEST, size[1])
+    steps = max(1, block // width * grid[0] // size[0]), max(1, width * grid[1] // size[1])
+    out = None
+    for r, c in product(_runs(rows, steps[0]), _runs(cols, steps[1])):
+        values = pool_part(read(*_spans(size, grid, r, c)), size, grid, r, c)
+        if out is None:
+            out = values.new_empty(*values.shape[:2], rows.stop - rows.start, cols.stop - cols.start)
+        top, left = r.start - rows.start, c.start - cols.start
+        out[:, :, top : top + r.stop - r.start, left : left + c.stop - c.start] = values
+    assert out is not None
+    return out
+
+
+def _spans(size: tuple[int, int], grid: tuple[int, int], rows: slice, cols: slice) -> Part:
+    return pooled_span(size[0], grid[0], rows), pooled_span(size[1], grid[1], cols)
 
 
 def enlarged(part: Part, size: tuple[int, int], by: int) -> tuple[Part, Part]:

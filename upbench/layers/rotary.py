@@ -23,6 +23,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     return torch.addcmul(a * cos, b, sin, value=-1).to(x.dtype), torch.addcmul(b * cos, a, sin).to(x.dtype)
 
 
+def rotate_heads(x: Tensor, dim: int, cos: Tensor, sin: Tensor) -> Tensor:
+    """Every head of `dim` channels turned by the same angles (see `rotate`); `[B, heads * dim, H, W]`."""
+    return torch.cat([half for head in x.split(dim, 1) for half in rotate(head, cos, sin)], 1)
+
+
 def axial_rotation(
     grid: tuple[int, int],
     dim: int,
