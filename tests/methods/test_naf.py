@@ -203,3 +203,21 @@ def test_macs_equal_a_hand_count(
     counted = count_macs(_At(method, size), torch.randn(1, 3, *image), torch.randn(1, 16, *grid))
     assert counted.uncounted == ()
     assert counted.total == pytest.approx(expected_macs(image, grid, size, 16), rel=0.02)
+
+
+@pytest.mark.parametrize("dim", [64, 256])
+def test_random_weights_begin_close_to_bilinear_interpolation(dim: int) -> None:
+    """What the initial bias is for: without it, attention begins as a box over the whole window."""
+    fine = F.interpolate(torch.randn(1, 8, 6, 6), (32, 32), mode="bicubic")
+    coarse = F.adaptive_avg_pool2d(fine, 16)
+    method = load_method("naf", "none", channels=8, dim=dim)
+    image = method.normalize(F.interpolate(torch.rand(1, 3, 4, 4), (64, 64), mode="bilinear"))
+
+    def error() -> float:
+        with torch.no_grad():
+            return float((method(image, coarse, (32, 32)) - fine).square().mean())
+
+    ours = error()
+    for branch in method.encoder.values():
+        nn.init.zeros_(branch[-1].conv2.bias)
+    assert ours < 0.25 * error()
