@@ -91,7 +91,9 @@ def make_plan(config: RunConfig, load: Callable[[str, str], Backbone]) -> list[P
         for spec in config.methods
         for name, facts in backbones.items()
     }
-    skips = {pair: _skip_method(pair[0], setting, pair[0].name in named) for pair, setting in settings.items()}
+    skips = {
+        pair: _skip_method(pair[0], setting, pair[0].name in named) for pair, setting in settings.items()
+    }
     cameras = {name: _skip_camera(dataset, config.methods) for name, dataset in datasets.items()}
     planned = []
     for cell in cells:
