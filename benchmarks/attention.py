@@ -3,12 +3,12 @@
     python benchmarks/attention.py [--sizes 224,448] [--threads 2] [--out FILE]
 
 RaysUp's problem: features 384 x (size / 14)^2 to 384 x size^2 in float32, 4 heads of 64 channels, 6 x 6
-windows; and AnyUp's: 4 heads of 32, windows of a tenth of the map to either side, weights averaged over heads.
-The three take turns in one process, and ratios are between medians. "gather" is what people write without a
-package: the keys and values of every pixel's window are gathered (by `unfold` for RaysUp, by index and mask for
-AnyUp, whose windows are of unequal size), a row of the output at a time so that it fits into memory. "dense" is
-one matrix product of n x n matrices with 2 n^3 operations, as many as the attention has (2 x pixels x window x
-channels of keys and values).
+windows; and AnyUp's: 4 heads of 32, windows of a tenth of the map to either side, weights averaged over
+heads. The three take turns in one process, and ratios are between medians. "gather" is what people write
+without a package: the keys and values of every pixel's window are gathered (by `unfold` for RaysUp, by index
+and mask for AnyUp, whose windows are of unequal size), a row of the output at a time so that it fits into
+memory. "dense" is one matrix product of n x n matrices with 2 n^3 operations, as many as the attention has
+(2 x pixels x window x channels of keys and values).
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def measure(kind: str, size: int, channels: int, repeats: int) -> dict[str, Any]
 
 
 def gathered_by_unfold(q: Tensor, k: Tensor, v: Tensor, table_: Tensor) -> Tensor:
-    """RaysUp's windows: unfolded on the low-resolution map, and repeated for every pixel of a row at a time."""
+    """RaysUp's windows: unfolded on the low-resolution map, repeated for every pixel, a row at a time."""
     _, _, height, width = q.shape
     cells = int(k.shape[2])
     ratio = height // cells

@@ -33,13 +33,15 @@ from gpu_cases import Case
 from upbench.cache import replacing
 from upbench.cost import DTYPES, hardware
 from upbench.environment import describe
-from upbench.errors import UpbenchError
+from upbench.errors import UpbenchError, unknown
+from upbench.ops.backends import NAMES
 from upbench.progress import track
 
 OFFICIAL = {
     "raysup": ("official-raysup",),
     "anyup": ("official-anyup", "official-anyup-chunked", "official-anyup-natten"),
 }
+MODES = ("eager", "compile", "graph")
 WORKER = Path(__file__).with_name("gpu_cases.py")
 
 
@@ -98,8 +100,14 @@ def cases(arguments: argparse.Namespace) -> Iterator[Case]:
     methods, backends, modes, dtypes = (
         getattr(arguments, name).split(",") for name in ("methods", "backends", "modes", "dtypes")
     )
-    if unknown := set(dtypes) - set(DTYPES):
-        raise UpbenchError(f"unknown dtype '{unknown.pop()}'; known: {', '.join(DTYPES)}")
+    for name, given, known in (
+        ("dtype", dtypes, DTYPES),
+        ("attention backend", backends, NAMES),
+        ("mode", modes, MODES),
+        ("method", methods, OFFICIAL),
+    ):
+        for wrong in set(given) - set(known):
+            raise unknown(name, wrong, known)
     sizes = [int(size) for size in arguments.sizes.split(",")]
     yield case("copy", "", "", "", "", 0)
     for method, backend, mode in itertools.product(methods, backends, modes):
