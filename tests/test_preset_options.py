@@ -29,7 +29,7 @@ def test_a_preset_sets_options_that_the_user_does_not(
     (record,) = run(toy.config(tmp_path / "a"))
     assert record.status == "ok"
     assert record.cell.method.options == {"mode": "nearest"}
-    assert "mode=nearest" in record.cell.method.title
+    assert record.cell.method.title == "Smooth, tiny budget"
     assert record.warnings == ["options of the preset 'tiny', not the method's own: mode=nearest"]
 
     (record,) = run(toy.config(tmp_path / "b", methods={"name": "toy_smooth", "mode": "bicubic"}))

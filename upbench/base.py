@@ -123,7 +123,7 @@ class Upsampler(nn.Module, Registered):
             none.
         preset_options: Preset -> options of the constructor that a run under it sets unless the user does,
             such as a smaller budget for a test-time optimisation under "quick". They stand in the record and
-            in the row's name. "contract" are those of the contract tests.
+            among its warnings, and the row's name tells. "contract" are those of the contract tests.
     """
 
     kind: ClassVar[str] = "method"

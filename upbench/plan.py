@@ -147,9 +147,15 @@ def build_method(
 
 
 def _with_preset_options(spec: MethodSpec, preset: str) -> MethodSpec:
-    """The row with the options that its method has under a preset, where the user set none."""
-    options = find_method(spec.name).preset_options.get(preset, {})
-    return replace(spec, options={**options, **spec.options})
+    """The row with the options that its method has under a preset, where the user set none of them.
+
+    Where the user set nothing at all, the row is called after the preset: the options are many.
+    """
+    cls = find_method(spec.name)
+    options = cls.preset_options.get(preset, {})
+    plain = options and spec == MethodSpec(spec.name)
+    label = f"{cls.title or spec.name}, {preset} budget" if plain else spec.label
+    return replace(spec, options={**options, **spec.options}, label=label)
 
 
 def _setting(spec: MethodSpec, backbone: str, facts: BackboneFacts, preset: str, device: str) -> Setting:
