@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 # (pixels at a time, warps, stages): few, since every first call on a new kind of problem tries them all.
-_TRIALS = ((128, 8, 2), (128, 4, 2), (64, 8, 2), (64, 4, 2), (64, 4, 3), (32, 4, 2), (16, 4, 1))
+_TRIALS = ((128, 8, 2), (128, 4, 2), (64, 8, 2), (64, 4, 2), (64, 4, 3), (32, 4, 2), (32, 8, 1), (16, 4, 1))
 _MOST = 16384  # logits at a time: 64 registers a thread with 8 warps
 _KEY = ["CELLS", "BLOCK_D", "BLOCK_V", "COLS", "ROW_TILE", "AVERAGE"]
 

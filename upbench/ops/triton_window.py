@@ -13,7 +13,8 @@ float32 inputs are multiplied in three TF32 products (relative error near 1e-6),
 from __future__ import annotations
 
 import importlib.util
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -29,7 +30,9 @@ from upbench.ops.windows import Tiling, tiling
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _COLUMNS = (16, 32, 64)  # 32 bytes, a sector of memory, in half precision
 _MOST_CELLS = 1024
-_MOST_SHARED = 16384  # elements of a block of keys or values
+_MOST_LOGITS = 16384  # of a step
+_MOST_BLOCK = 32768  # bytes of a block of values
+_MOST_SHARED = 200 * 1024  # bytes of shared memory that a program may take, of 227 KiB on Hopper
 
 
 @dataclass(eq=False)  # as `Tiling`
@@ -77,9 +80,11 @@ def refusal(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, cols: Tensor, heads: 
     r, c = _plan(rows, cols, (int(k.shape[2]), int(k.shape[3])), q.device)
     window = (int(r.cells.shape[1]), int(c.cells.shape[1]))
     cells = _padded(window[0] * window[1])
-    keys, values = _widths(cells, int(q.shape[1]) // heads, int(v.shape[1]) // (1 if average else heads))
-    size = cells * (keys * q.element_size() + values * v.element_size())
-    if cells > _MOST_CELLS or size > 8 * _MOST_SHARED:
+    values = int(v.shape[1]) // (1 if average else heads)
+    block_d, block_v = _widths(cells, int(q.shape[1]) // heads, values, v.element_size())
+    size = cells * (block_d * q.element_size() + block_v * v.element_size())
+    copies = 3 if torch.float32 in (q.dtype, v.dtype) else 2  # float32 is split for its three products
+    if cells > _MOST_CELLS or copies * size > _MOST_SHARED:
         return f"a tile's window of {window[0]}x{window[1]} cells does not fit on chip"
     return ""
 
@@ -138,7 +143,7 @@ def _cached_plan(
 def _work(rows: Tiling, cols: Tiling) -> float:
     """Products and loads per pixel, about 1 where a block of 64 cells serves every pixel of its tile."""
     cells, pixels = _padded(rows.window * cols.window), rows.count * rows.size * cols.count * cols.size
-    if cells * cols.size > _MOST_SHARED and cols.size > _COLUMNS[0]:
+    if cells * cols.size > _MOST_LOGITS and cols.size > _COLUMNS[0]:
         return float("inf")
     steps = -(-rows.size // 2) * 2 / rows.size  # two rows at a time, at least
     loads = rows.window * cols.window / (rows.size * cols.size)
@@ -178,9 +183,9 @@ def _padded(count: int) -> int:
     return max(16, 1 << (count - 1).bit_length())
 
 
-def _widths(cells: int, keys: int, values: int) -> tuple[int, int]:
+def _widths(cells: int, keys: int, values: int, itemsize: int) -> tuple[int, int]:
     """How many channels of keys and of values a program holds at a time, beside `cells` cells."""
-    return _padded(keys), min(_padded(values), max(16, min(128, _MOST_SHARED // cells)))
+    return _padded(keys), min(_padded(values), max(16, min(128, _MOST_BLOCK // (cells * itemsize))))
 
 
 def _sizes(
@@ -192,7 +197,7 @@ def _sizes(
     row_window, col_window = int(row_cells.shape[1]), int(col_cells.shape[1])
     cells = _padded(row_window * col_window)
     width, values = int(q.shape[1]) // heads, int(v.shape[1]) // (1 if average else heads)
-    block_d, block_v = _widths(cells, width, values)
+    block_d, block_v = _widths(cells, width, values, v.element_size())
     return {
         "HEADS": heads,
         "D": width,
@@ -240,7 +245,7 @@ def _forward(
     rows, cols = (row_cells, row_visible), (col_cells, col_visible)
     out = v.new_empty(b, v.shape[1], height, width)
     grid = (len(row_cells) * len(col_cells), 1 if average else heads, b)
-    with _device_of(q):
+    with _launching(q):
         triton_kernels.forward[grid](
             q, _channels_last(k), _channels_last(v), out, rows, cols, tile[1], q.stride(), (height, width),
             low, len(col_cells), scale, **_sizes(q, v, rows, cols, tile, heads, average),
@@ -271,7 +276,7 @@ def _backward(
     grad_v = q.new_empty(*per_tile, v.shape[1], dtype=torch.float32)
     blocks = (1 if average else heads) * -(-sizes["DV"] // sizes["BLOCK_V"])
     geometry = ((height, width), low, len(col_cells), scale)
-    with _device_of(q):
+    with _launching(q):
         triton_kernels.backward_queries_keys[(tiles, heads, b)](
             q, keys, _channels_last(v), grad, grad_q, grad_k, rows, cols, tile[1], q.stride(),
             grad_q.stride(), *geometry, **sizes,
@@ -303,9 +308,23 @@ def _collected(
     return out.permute(0, 3, 1, 2)
 
 
-def _device_of(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Makes the tensor's GPU the current one, where kernels are launched."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+@contextmanager
+def _launching(tensor: Tensor) -> Iterator[None]:
+    """Makes the tensor's GPU the current one, where kernels are launched.
+
+    Raises:
+        UpbenchError: A kernel needs more of the GPU than there is.
+    """
+    from triton.runtime.errors import OutOfResources
+
+    try:
+        with torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext():
+            yield
+    except OutOfResources as error:
+        raise UpbenchError(
+            f"attention backend 'triton': the window does not fit on this GPU ({error}); "
+            "use_backend('torch') computes it otherwise"
+        ) from error
 
 
 @_forward.register_fake
