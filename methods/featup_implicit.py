@@ -62,6 +62,7 @@ class FeatUpImplicit(Upsampler):
     year = 2024
     licence = "MIT"
     uses_backbone = True
+    precise_image = True  # what is fitted hangs on every bit of it
     preset_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "quick": {
             "steps": 150,

@@ -66,6 +66,7 @@ class UpsampleAnything(Upsampler):
     linear = True
     mean = (0.0, 0.0, 0.0)
     std = (1.0, 1.0, 1.0)
+    precise_image = True  # what is fitted hangs on every bit of it
     preset_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {"contract": {"steps": 5}}
 
     def __init__(self, steps: int = 51, lr: float = 0.1) -> None:
