@@ -22,7 +22,7 @@ class CARAFE(Upsampler):
 
     A stage compresses the features to `compressed` channels, predicts the `up_kernel` x `up_kernel` logits of
     each of a cell's four pixels by a convolution, and gives each pixel the average of the features around
-    its cell with the softmax of its logits (Sections 3.2 and 3.3). The image is not looked at.
+    its cell with the softmax of its logits. The image is not looked at.
 
     As in the official code, features outside the map count as zero and keep their share of the softmax, which
     darkens the border; `padding="replicate"` does not. What is ours: the operator is a layer of a network

@@ -17,7 +17,7 @@ from upbench.ops.chain import ChainOperator, LinearMap
 
 STYLES = ("lp", "pl")
 REACH = 0.25
-"""Of a cell: without a learned scope, the factor on offsets (Section 3.2)."""
+"""Of a cell: without a learned scope, the factor on offsets (the paper's static scope factor)."""
 
 
 class DySample(Upsampler):

@@ -34,7 +34,7 @@ _VIEWS_AT_A_TIME = 8
 
 
 class FeatUpImplicit(Upsampler):
-    """FeatUp's per-image network (see `paper`, Section 3.3): test-time optimisation with the backbone.
+    """FeatUp's per-image network (see `paper`): test-time optimisation with the backbone.
 
     The image is padded, zoomed and mirrored `views` times, and the backbone describes every view. A small
     network of position and colour gives the high-resolution features; it is trained, anew for each image,
@@ -58,7 +58,10 @@ class FeatUpImplicit(Upsampler):
 
     name = "featup_implicit"
     title = "FeatUp (implicit)"
-    paper = "Fu et al., FeatUp: A Model-Agnostic Framework for Features at Any Resolution, ICLR 2024"
+    paper = (
+        "Fu et al., FeatUp: A Model-Agnostic Framework for Features at Any Resolution, ICLR 2024, "
+        "arXiv 2403.10516"
+    )
     year = 2024
     licence = "MIT"
     uses_backbone = True

@@ -50,7 +50,7 @@ def _released(name: str, norm: bool) -> Weights:
 
 
 class FeatUpJBU(Upsampler):
-    """FeatUp's stack of learned joint bilateral upsamplers (see `paper`, Section 4.1), native.
+    """FeatUp's stack of learned joint bilateral upsamplers (see `paper`), native.
 
     Four stages double the features; each interpolates them bicubically and gives every pixel a 7 x 7 kernel
     made of the image alone (`JBUStage`). Then x + 0.1 (W x + b) mixes channels, with the same W everywhere:

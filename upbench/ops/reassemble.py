@@ -34,7 +34,7 @@ def reassemble(
     padding: Padding = "zeros",
     memory_budget: int | None = None,
 ) -> Tensor:
-    """Applies each output pixel's own kernel to the cells around it (CARAFE, Section 3.3).
+    """Applies each output pixel's own kernel to the cells around it (as CARAFE does).
 
     Args:
         values: `[B, C, h, w]`.
