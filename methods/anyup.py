@@ -215,14 +215,15 @@ class UnifiedFeatures(nn.Module):
         taps = (_taps(h, reach, features)[:, None] * _taps(w, reach, features))[:, :, None, None, None]
         filters = self.filters.flatten(1).T
         step = max(1, _CHUNK // (b * c * dim * w * features.element_size()))
-        parts = []
+        # One result from the start: small ones among large buffers would keep the heap from shrinking.
+        means = features.new_empty(b, h, w, dim, dtype=torch.promote_types(features.dtype, torch.float32))
         for top in range(0, h, step):
             rows = (patches[:, top : top + step] / taps[top : top + step]).reshape(-1, c, side * side)
             responses = (rows @ filters).view(-1, dim, c)  # not transposed: read anew, position by position
             # In float32: the result is nearly constant, and what follows normalises the small differences.
-            weights = torch.softmax(responses, 1, dtype=torch.promote_types(responses.dtype, torch.float32))
-            parts.append(weights.mean(2).view(b, -1, w, dim))
-        return torch.cat(parts, 1).permute(0, 3, 1, 2).to(features.dtype)
+            weights = torch.softmax(responses, 1, dtype=means.dtype)
+            means[:, top : top + step] = weights.mean(2).view(b, -1, w, dim)
+        return means.permute(0, 3, 1, 2).to(features.dtype)
 
 
 def _taps(size: int, reach: int, like: Tensor) -> Tensor:

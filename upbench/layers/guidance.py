@@ -20,6 +20,7 @@ from upbench.layers.convolutions import Block, grid_of, pool
 from upbench.ops.pooling import pool_part, pooled_span
 
 _TEMPORARIES = 4  # maps that computing an encoding holds beside the result, about
+_BLOCK_MAPS = 14  # maps that computing a block takes, the allocator's leftovers included
 _WIDEST = 1024  # columns of a block
 _LEAST = 4096  # pixels of a block
 
@@ -56,7 +57,7 @@ class Guidance:
         if self.kept:
             self._encodings: list[Tensor | _Chain] = [encoder(image) for encoder in encoders]
         else:
-            block = max(_LEAST, memory_budget // (pixel * (_TEMPORARIES + 2) * max(dims)))
+            block = max(_LEAST, memory_budget // (pixel * _BLOCK_MAPS * max(dims)))
             self._encodings = [_Chain(chain, image, block) for chain in chains]
 
     def pooled(self, grid: tuple[int, int], part: Part | None = None) -> Tensor:
