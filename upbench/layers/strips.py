@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_STRIP_BYTES = 1536 * 1024  # per thread; about what a core's own cache holds beside the weights
+_STRIP_BYTES = 768 * 1024  # per thread; a core's own cache holds a strip, its activations and the weights
 _MIN_PIXELS = 96 * 96  # smaller maps stay in the cache by themselves
 
 
@@ -40,20 +40,16 @@ def stream(stem: nn.Conv2d, blocks: Iterable[nn.Module], image: Tensor) -> Tenso
     blocks = list(blocks)
     b, _, height, width = image.shape
     image = image.contiguous(memory_format=torch.channels_last)
-    shape = (b, stem.out_channels, height, width)
-    out = torch.empty(shape, memory_format=torch.channels_last)
-    between = torch.empty((1, *shape[1:]), memory_format=torch.channels_last)
+    out = torch.empty((b, stem.out_channels, height, width), memory_format=torch.channels_last)
     for index in range(b):
         x = out[index : index + 1]
-        statistics = _Statistics()
-        _convolve(image[index : index + 1], None, stem, x, statistics)
+        statistics = _convolve(image[index : index + 1], None, stem, x, measured=bool(blocks))
         for block in blocks:
             norm1, conv1, norm2, conv2, residual = _parts(block)
-            affine, statistics = statistics.affine(norm1, width), _Statistics()
-            _convolve(x, affine, conv1, between, statistics)
-            affine, statistics = statistics.affine(norm2, width), _Statistics()
-            last = None if block is blocks[-1] else statistics
-            _convolve(between, affine, conv2, x, last, add=residual)
+            inner = torch.empty_like(x) if residual else x  # else every layer is done in place
+            statistics = _convolve(x, statistics.affine(norm1, width), conv1, inner)
+            measured = block is not blocks[-1]
+            statistics = _convolve(inner, statistics.affine(norm2, width), conv2, x, measured, residual)
     return out
 
 
@@ -64,7 +60,9 @@ def _parts(block: nn.Module) -> tuple[nn.GroupNorm, nn.Conv2d, nn.GroupNorm, nn.
 class _Statistics:
     """Means and variances of the channels of one map, strip by strip."""
 
-    def __init__(self) -> None:
+    def __init__(self, bias: Tensor | None) -> None:
+        """Args: bias: `[C]` that belongs to the map and has not been added to it."""
+        self._bias = bias
         self._strips: list[tuple[Tensor, Tensor, int]] = []
 
     def add(self, strip: Tensor) -> None:
@@ -73,17 +71,19 @@ class _Statistics:
         self._strips.append((mean, variance, int(strip.shape[2]) * int(strip.shape[3])))
 
     def affine(self, norm: nn.GroupNorm, width: int) -> tuple[Tensor, Tensor]:
-        """Scale and shift `[1, C, 1, W]` that the norm comes to; as long as a row, for long inner loops."""
+        """Scale and shift `[1, C, 1, W]` that bias and norm come to; as long as a row, for long inner
+        loops."""
         means = torch.stack([strip[0] for strip in self._strips]).double()
         variances = torch.stack([strip[1] for strip in self._strips]).double()
+        bias = torch.zeros_like(means[0]) if self._bias is None else self._bias.double()
         share = torch.tensor([strip[2] for strip in self._strips], dtype=torch.float64)
         share = (share / share.sum())[:, None, None]
         groups = (-1, norm.num_groups, means.shape[1] // norm.num_groups)
-        means, variances = means.view(groups), variances.view(groups)
+        means, variances = (means + bias).view(groups), variances.view(groups)
         centre = (share * means).sum(0).mean(1, keepdim=True)
         spread = (share * (variances + (means - centre).square())).sum(0).mean(1, keepdim=True)
         scale = norm.weight.double().view(groups[1:]) * (spread + norm.eps).rsqrt()
-        shift = norm.bias.double().view(groups[1:]) - centre * scale
+        shift = norm.bias.double().view(groups[1:]) + (bias.view(groups[1:]) - centre) * scale
         return _along_row(scale, width), _along_row(shift, width)
 
 
@@ -97,27 +97,40 @@ def _convolve(
     affine: tuple[Tensor, Tensor] | None,
     conv: nn.Conv2d,
     out: Tensor,
-    statistics: _Statistics | None,
+    measured: bool = True,
     add: bool = False,
-) -> None:
-    """Writes conv(silu(scale x + shift)), or conv(x) without `affine`, to `out` (adds it, for a 1x1)."""
+) -> _Statistics:
+    """Writes conv(silu(scale x + shift)), or conv(x) without `affine`, to `out`, which may be `x`.
+
+    Args:
+        x: `[1, Cin, H, W]`.
+        affine: Scale and shift.
+        conv: The convolution.
+        out: `[1, Cout, H, W]`.
+        measured: Whether to take statistics of the output. If so, the bias of a 1x1 convolution is left to
+            them.
+        add: Whether to add to `out`, for a 1x1 convolution.
+    """
     height, width = int(x.shape[2]), int(x.shape[3])
-    reach = int(conv.padding[0])
-    row = width * max(conv.in_channels, conv.out_channels) * x.element_size()
-    step = max(8, torch.get_num_threads() * _STRIP_BYTES // row)
     pointwise = conv.kernel_size == (1, 1)
+    deferred = pointwise and measured and not add
+    statistics = _Statistics(conv.bias if deferred else None)
     weight = conv.weight.flatten(1).t() if pointwise else conv.weight
+    row = width * max(conv.in_channels, conv.out_channels) * x.element_size()
+    window = _Window(x, affine, (int(conv.padding[0]), int(conv.padding[1])))
+    step = max(8, torch.get_num_threads() * _STRIP_BYTES // row)
     for top in range(0, height, step):
         bottom = min(top + step, height)
-        strip = _activated(x, top - reach, bottom + reach, int(conv.padding[1]), affine)
-        target = out[:, :, top:bottom]
+        strip, target = window.rows(top, bottom), out[:, :, top:bottom]
         if pointwise:
             pixels = strip.permute(0, 2, 3, 1).reshape(-1, conv.in_channels)
-            _product(pixels, weight, conv.bias, target.permute(0, 2, 3, 1).view(-1, conv.out_channels), add)
+            bias = None if deferred else conv.bias
+            _product(pixels, weight, bias, target.permute(0, 2, 3, 1).view(-1, conv.out_channels), add)
         else:
             target.copy_(F.conv2d(strip, weight, conv.bias, dilation=conv.dilation))
-        if statistics is not None:
+        if measured:
             statistics.add(target)
+    return statistics
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, add: bool) -> None:
@@ -129,26 +142,52 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, add: b
         out.add_(bias)
 
 
-def _activated(x: Tensor, top: int, bottom: int, reach: int, affine: tuple[Tensor, Tensor] | None) -> Tensor:
-    """Rows top..bottom-1 of silu(scale x + shift), rows and columns outside of the map by reflection."""
-    height, width = int(x.shape[2]), int(x.shape[3])
-    above, below = max(0, -top), max(0, bottom - height)
-    rows = x[:, :, top + above : bottom - below]
-    if affine is None and not (above or below or reach):
-        return rows
-    shape = (1, int(x.shape[1]), bottom - top, width + 2 * reach)
-    padded = torch.empty(shape, memory_format=torch.channels_last)
-    inner = padded[:, :, above : bottom - top - below, reach : reach + width]
-    if affine is None:
-        inner.copy_(rows)
-    else:
-        torch.addcmul(affine[1], rows, affine[0], out=inner)
-        F.silu(inner, inplace=True)
-    for k in range(above):
-        padded[:, :, above - 1 - k] = padded[:, :, above + 1 + k]
-    for k in range(below):
-        padded[:, :, bottom - top - below + k] = padded[:, :, bottom - top - below - 2 - k]
-    for k in range(reach):
-        padded[..., reach - 1 - k] = padded[..., reach + 1 + k]
-        padded[..., reach + width + k] = padded[..., reach + width - 2 - k]
-    return padded
+class _Window:
+    """Strips of silu(scale x + shift), or of x itself, with what a convolution sees around them.
+
+    Rows are read once, and before the rows above them are asked for no more: they may be overwritten.
+    """
+
+    def __init__(self, x: Tensor, affine: tuple[Tensor, Tensor] | None, reach: tuple[int, int]) -> None:
+        """Args: x: `[1, C, H, W]`; affine: Scale and shift; reach: Rows and columns around, by reflection."""
+        self._x = x
+        self._affine = affine
+        self._reach = reach
+        self._seen = 0  # rows read so far
+        self._last: Tensor | None = None
+
+    def rows(self, top: int, bottom: int) -> Tensor:
+        """Rows top - reach..bottom + reach - 1; strips come in order and without gaps."""
+        high, wide = self._reach
+        height, width = int(self._x.shape[2]), int(self._x.shape[3])
+        stop = min(bottom + high, height)
+        fresh = self._x[:, :, self._seen : stop]
+        if self._affine is None and not (high or wide):
+            self._seen = stop
+            return fresh
+        shape = (1, int(self._x.shape[1]), bottom - top + 2 * high, width + 2 * wide)
+        strip = torch.empty(shape, memory_format=torch.channels_last)
+        first = self._seen - (top - high)
+        new = strip[:, :, first : first + stop - self._seen]
+        self._fill(new[..., wide : wide + width], fresh)
+        for k in range(wide):
+            new[..., wide - 1 - k] = new[..., wide + 1 + k]
+            new[..., wide + width + k] = new[..., wide + width - 2 - k]
+        if self._last is not None:
+            strip[:, :, :first] = self._last[:, :, self._last.shape[2] - first :]
+        else:
+            for k in range(high):
+                strip[:, :, high - 1 - k] = strip[:, :, high + 1 + k]
+        for row in range(first + stop - self._seen, shape[2]):  # below the map
+            edge = high + height - 1 - top
+            strip[:, :, row] = strip[:, :, 2 * edge - row]
+        self._seen, self._last = stop, strip
+        return strip
+
+    def _fill(self, target: Tensor, rows: Tensor) -> None:
+        if self._affine is None:
+            target.copy_(rows)
+            return
+        scale, shift = self._affine
+        torch.addcmul(shift, rows, scale, out=target)
+        F.silu(target, inplace=True)
