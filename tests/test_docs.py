@@ -60,6 +60,12 @@ def test_the_table_has_the_methods_that_there_are():
     assert sorted(rows()) == METHODS
 
 
+def test_the_readme_counts_them_and_names_every_page():
+    text = (ROOT / "README.md").read_text()
+    assert f" {len(METHODS)} methods " in text
+    assert [page.name for page in (ROOT / "docs").glob("*.md") if f"(docs/{page.name})" not in text] == []
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_facts_of_a_method(name):
     cls, row = plugins("method")[name], rows()[name]
