@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,9 +21,10 @@ from upbench.layers.rays import (
     ray_origins,
     rotation,
 )
-from upbench.layers.rotary import axial_rotation, rotate, rotate_heads
+from upbench.layers.rotary import RotatedRows, axial_rotation, interleaved, rotate_heads, turned, turns
+from upbench.layers.strips import can_stream, stream
 from upbench.ops.tiled import TiledWindows
-from upbench.ops.window import WindowOperator, window_attention, window_operator
+from upbench.ops.window import QueryRows, WindowOperator, window_attention, window_operator
 from upbench.ops.windows import neighbourhood_table
 from upbench.weights import Weights
 
@@ -191,14 +192,7 @@ class RaysUp(Upsampler):
         guidance = Guidance(list(self.encoder.children()), image, memory_budget)
 
         def encoded(grid: tuple[int, int], part: Part | None = None) -> Tensor:
-            encoding = guidance.pooled(grid, part)
-            turn = self._rotation(image, grid, camera, part)
-            if turn is not None:
-                encoding = rotate_heads(encoding, self.head_dim, *turn)
-            if self.ray_features is None:
-                return encoding
-            marks: Tensor = self.ray_features(*self._rays(image, grid, camera, part))
-            return encoding + marks.to(encoding.dtype)
+            return self._placed([guidance.pooled(grid, part)], image, grid, camera, part)
 
         rows, cols = self.tables(grid_of(features), output_size)
         keys = encoded(grid_of(features))
@@ -210,24 +204,62 @@ class RaysUp(Upsampler):
         feature_size: tuple[int, int],
         output_size: tuple[int, int],
         camera: Camera | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Queries `[B, dim, H, W]` and keys `[B, dim, h, w]` that know their positions."""
-        grids = (output_size, feature_size)
-        rotations = [self._rotation(image, grid, camera) for grid in grids]
-        encoded = image
+    ) -> tuple[Tensor | QueryRows, Tensor]:
+        """Queries `[B, dim, H, W]` and keys `[B, dim, h, w]` that know their positions.
+
+        Where encoders work in strips, rotated queries come in strips as well, when attention needs them, and
+        the channels of both are `interleaved`, which makes no difference to their products.
+        """
+        lazy = can_stream(image) and self.position in ("rayPE", "rope")
         if image.device.type == "cpu":  # twice as fast there for small kernels
-            encoded = image.contiguous(memory_format=torch.channels_last)
-        heads: tuple[list[Tensor], list[Tensor]] = ([], [])
+            image = image.contiguous(memory_format=torch.channels_last)
+        pooled: tuple[list[Tensor], list[Tensor]] = ([], [])
         for branch in self.encoder.children():
-            encoding = branch(encoded)  # pooled at once: the full encoding is never held
-            for parts, grid, turn in zip(heads, grids, rotations, strict=True):
-                for head in pool(encoding, grid).split(self.head_dim, 1):
-                    parts.extend((head,) if turn is None else rotate(head, *turn))
-        queries, keys = torch.cat(heads[0], 1), torch.cat(heads[1], 1)
+            encoding = self._paired(branch, image) if lazy else branch(image)
+            for parts, grid in zip(pooled, (output_size, feature_size), strict=True):
+                parts.append(pool(encoding, grid))  # at once: the full encoding need not be held
+        if not lazy:
+            queries = self._placed(pooled[0], image, output_size, camera)
+            return queries, self._placed(pooled[1], image, feature_size, camera)
+        heads = [[head for part in parts for head in part.split(self.head_dim, 1)] for parts in pooled]
+
+        def turn(grid: tuple[int, int], part: Part | None = None) -> Tensor:
+            rotation = self._rotation(image, grid, camera, part)
+            assert rotation is not None
+            return turns(*rotation)
+
+        here = turn(feature_size)
+        keys = torch.cat([turned(head, here) for head in heads[1]], 1)
+        across = slice(0, output_size[1])
+        return RotatedRows(heads[0], lambda a, b: turn(output_size, (slice(a, b), across))), keys
+
+    def _paired(self, branch: nn.Module, image: Tensor) -> Tensor:
+        """A branch's encoding, in strips; channels that are rotated together are neighbours."""
+        stem, *blocks = branch.children()
+        assert isinstance(stem, nn.Conv2d)
+        return stream(stem, blocks, image, interleaved(self.head_dim, stem.out_channels // self.head_dim))
+
+    def _placed(
+        self,
+        encodings: Sequence[Tensor],
+        image: Tensor,
+        grid: tuple[int, int],
+        camera: Camera | None,
+        part: Part | None = None,
+    ) -> Tensor:
+        """Encodings of a grid (or part of it) as one, with their positions in it."""
+        turn = self._rotation(image, grid, camera, part)
+        placed = torch.cat(
+            [
+                encoding if turn is None else rotate_heads(encoding, self.head_dim, *turn)
+                for encoding in encodings
+            ],
+            1,
+        )
         if self.ray_features is None:
-            return queries, keys
-        marks = [self.ray_features(*self._rays(image, grid, camera)) for grid in grids]
-        return queries + marks[0].to(queries.dtype), keys + marks[1].to(keys.dtype)
+            return placed
+        marks: Tensor = self.ray_features(*self._rays(image, grid, camera, part))
+        return placed + marks.to(placed.dtype)
 
     def _rotation(
         self, image: Tensor, grid: tuple[int, int], camera: Camera | None, part: Part | None = None

@@ -65,7 +65,8 @@ def ray_directions(
     if camera is not None and camera.pose is not None:
         turn = camera.pose[:, :3, :3].to(image.device).float()
         rays = (turn @ rays.flatten(2)).view(rays.shape)
-    return F.normalize(rays, dim=1)
+    x, y, z = rays.unbind(1)  # a norm over three far apart numbers, several times as fast by hand
+    return rays / (x * x + y * y + z * z).sqrt().unsqueeze(1)
 
 
 def ray_origins(directions: Tensor, camera: Camera | None) -> Tensor | None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from upbench.ops.window import QueryRows
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,3 +61,52 @@ def axial_rotation(
     # Channels lie last in memory, as they do in the encoding.
     angles = torch.cat([rows.unsqueeze(1).expand(shape), cols.unsqueeze(0).expand(shape)], 2).permute(2, 0, 1)
     return angles.cos(), angles.sin()
+
+
+def interleaved(dim: int, heads: int = 1) -> Tensor:
+    """`[heads * dim]` the order of channels in which those that `rotate` pairs are neighbours."""
+    pairs = torch.arange(dim).view(2, -1).T.flatten()
+    return (dim * torch.arange(heads)[:, None] + pairs).flatten()
+
+
+def turns(cos: Tensor, sin: Tensor) -> Tensor:
+    """Cosine and sine `[..., dim / 2, H, W]` as complex numbers `[..., H, W, dim / 2]`."""
+    return torch.complex(*(part.movedim(-3, -1).contiguous() for part in (cos, sin)))
+
+
+def turned(x: Tensor, turn: Tensor) -> Tensor:
+    """`rotate` for channels that are `interleaved`: one product of complex numbers.
+
+    Args:
+        x: `[B, dim, H, W]`, channels last in memory.
+        turn: `[H, W, dim / 2]` from `turns`, with or without a batch.
+    """
+    numbers = torch.view_as_complex(x.permute(0, 2, 3, 1).unflatten(3, (-1, 2)))
+    return torch.view_as_real(numbers * turn).flatten(3).permute(0, 3, 1, 2)
+
+
+class RotatedRows(QueryRows):
+    """Heads that are rotated when they are asked for. Their channels are `interleaved`."""
+
+    def __init__(self, heads: Sequence[Tensor], turn: Callable[[int, int], Tensor]) -> None:
+        """Takes what to rotate.
+
+        Args:
+            heads: Each `[B, dim, H, W]` float32, channels last in memory.
+            turn: Gives `turns` of rows start..stop-1.
+        """
+        b, dim, height, width = heads[0].shape
+        first = heads[0]
+        super().__init__((b, len(heads) * dim, height, width), len(heads), first.dtype, first.device)
+        self._heads = [head.permute(0, 2, 3, 1).unflatten(3, (-1, 2)) for head in heads]
+        self._turn = turn
+
+    def fill(self, out: Tensor, start: int, stop: int) -> None:
+        """See `QueryRows`."""
+        shape = (*out.shape[2:6], -1)  # R, n, T, m
+        turn = self._turn(start, stop)
+        turn = turn.reshape(*turn.shape[:-3], *shape)
+        target = torch.view_as_complex(out.unflatten(6, (-1, 2)))
+        for index, head in enumerate(self._heads):
+            numbers = torch.view_as_complex(head[:, start:stop])
+            torch.mul(numbers.reshape(len(head), *shape), turn, out=target[:, index])

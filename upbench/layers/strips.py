@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_STRIP_BYTES = 768 * 1024  # per thread; a core's own cache holds a strip, its activations and the weights
+_STRIP_BYTES = 1024 * 1024  # per thread; a core's own cache holds a strip, its activations and the weights
 _MIN_PIXELS = 96 * 96  # smaller maps stay in the cache by themselves
 
 
@@ -31,11 +31,22 @@ def can_stream(x: Tensor) -> bool:
     )
 
 
-def stream(stem: nn.Conv2d, blocks: Iterable[nn.Module], image: Tensor) -> Tensor:
+def stream(
+    stem: nn.Conv2d, blocks: Iterable[nn.Module], image: Tensor, order: Tensor | None = None
+) -> Tensor:
     """A stem and blocks (`upbench.layers.convolutions.Block`): `[B, Cin, H, W]` to `[B, C, H, W]`.
 
-    The result lies in channels-last order. Convolutions keep the size of the map and are padded by
-    reflection; those of residual blocks are 1x1.
+    Convolutions keep the size of the map and are padded by reflection; those of residual blocks are 1x1.
+
+    Args:
+        stem: The first convolution.
+        blocks: What follows.
+        image: `[B, Cin, H, W]`.
+        order: `[C]` int64, which channel comes in which place of the result (there must be a block without a
+            residual at the end); all in their own place by default.
+
+    Returns:
+        `[B, C, H, W]`, channels last in memory.
     """
     blocks = list(blocks)
     b, _, height, width = image.shape
@@ -49,7 +60,10 @@ def stream(stem: nn.Conv2d, blocks: Iterable[nn.Module], image: Tensor) -> Tenso
             inner = torch.empty_like(x) if residual else x  # else every layer is done in place
             statistics = _convolve(x, statistics.affine(norm1, width), conv1, inner)
             measured = block is not blocks[-1]
-            statistics = _convolve(inner, statistics.affine(norm2, width), conv2, x, measured, residual)
+            places = None if measured else order
+            statistics = _convolve(
+                inner, statistics.affine(norm2, width), conv2, x, measured, residual, places
+            )
     return out
 
 
@@ -99,6 +113,7 @@ def _convolve(
     out: Tensor,
     measured: bool = True,
     add: bool = False,
+    order: Tensor | None = None,
 ) -> _Statistics:
     """Writes conv(silu(scale x + shift)), or conv(x) without `affine`, to `out`, which may be `x`.
 
@@ -110,12 +125,17 @@ def _convolve(
         measured: Whether to take statistics of the output. If so, the bias of a 1x1 convolution is left to
             them.
         add: Whether to add to `out`, for a 1x1 convolution.
+        order: `[Cout]`, which channel comes in which place of `out`.
     """
     height, width = int(x.shape[2]), int(x.shape[3])
     pointwise = conv.kernel_size == (1, 1)
     deferred = pointwise and measured and not add
-    statistics = _Statistics(conv.bias if deferred else None)
-    weight = conv.weight.flatten(1).t() if pointwise else conv.weight
+    weight, bias = conv.weight, conv.bias
+    if order is not None:
+        weight, bias = weight[order], None if bias is None else bias[order]
+    statistics = _Statistics(bias if deferred else None)
+    if pointwise:
+        weight = weight.flatten(1).t()
     row = width * max(conv.in_channels, conv.out_channels) * x.element_size()
     window = _Window(x, affine, (int(conv.padding[0]), int(conv.padding[1])))
     step = max(8, torch.get_num_threads() * _STRIP_BYTES // row)
@@ -124,10 +144,10 @@ def _convolve(
         strip, target = window.rows(top, bottom), out[:, :, top:bottom]
         if pointwise:
             pixels = strip.permute(0, 2, 3, 1).reshape(-1, conv.in_channels)
-            bias = None if deferred else conv.bias
-            _product(pixels, weight, bias, target.permute(0, 2, 3, 1).view(-1, conv.out_channels), add)
+            product = target.permute(0, 2, 3, 1).view(-1, conv.out_channels)
+            _product(pixels, weight, None if deferred else bias, product, add)
         else:
-            target.copy_(F.conv2d(strip, weight, conv.bias, dilation=conv.dilation))
+            target.copy_(F.conv2d(strip, weight, bias, dilation=conv.dilation))
         if measured:
             statistics.add(target)
     return statistics

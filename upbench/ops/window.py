@@ -7,6 +7,7 @@ and values are never brought to the output grid.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,8 +25,53 @@ _BUDGET_ELSEWHERE = 1 << 30
 _BUDGET_TRACED = 256 * 2**20  # every strip becomes a part of the graph
 
 
+class QueryRows:
+    """Queries `[B, Cq, H, W]` that are made a strip of rows at a time, when attention comes to it.
+
+    Attributes:
+        shape: [B, Cq, H, W].
+        heads: How many groups of channels there are; attention must have as many.
+        dtype: Of the strips.
+        device: Where they are.
+    """
+
+    requires_grad = False
+    ndim = 4
+
+    def __init__(
+        self, shape: tuple[int, int, int, int], heads: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """Args: as the attributes."""
+        self.shape = torch.Size(shape)
+        self.heads = heads
+        self.dtype = dtype
+        self.device = device
+
+    @abstractmethod
+    def fill(self, out: Tensor, start: int, stop: int) -> None:
+        """Writes rows start..stop-1.
+
+        Args:
+            out: `[B, heads, R, n, T, m, D]` with R n = stop - start, T m = W; any strides, but D contiguous.
+            start: First row.
+            stop: First row that is not asked for.
+        """
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """`[B, Cq, stop - start, W]`, channels last in memory."""
+        b, channels, _, width = self.shape
+        order = (b, stop - start, width, self.heads, channels // self.heads)
+        out = torch.empty(order, dtype=self.dtype, device=self.device)
+        self.fill(out.permute(0, 3, 1, 2, 4)[:, :, None, :, None], start, stop)
+        return out.flatten(3).permute(0, 3, 1, 2)
+
+    def element_size(self) -> int:
+        """Bytes of a number."""
+        return self.dtype.itemsize
+
+
 def window_attention(
-    q: Tensor,
+    q: Tensor | QueryRows,
     k: Tensor,
     v: Tensor,
     rows: Tensor,
@@ -42,7 +88,7 @@ def window_attention(
     Heads split channels contiguously: head n owns channels [n D, (n + 1) D).
 
     Args:
-        q: `[B, Cq, H, W]`.
+        q: `[B, Cq, H, W]`; a `QueryRows` makes strips of them when they are needed.
         k: `[B, Cq, h, w]`.
         v: `[B, Cv, h, w]`.
         rows: `[H, Kr]` int64, the low-resolution rows that each output row sees; -1 for none.
@@ -69,13 +115,15 @@ def window_attention(
     backend = preferred(backend)
     if backend == "auto":
         backend = _fastest(q, k, v, rows, cols, heads, average_heads)
+    if isinstance(q, QueryRows) and backend != "torch":
+        q = q.rows(0, int(q.shape[2]))
     run = BACKENDS[backend]
     scale = (int(q.shape[1]) // heads) ** -0.5 if scale is None else scale
     return run(q, k, v, rows, cols, heads, average_heads, scale, memory_budget)
 
 
 def window_operator(
-    q: Tensor,
+    q: Tensor | QueryRows,
     k: Tensor,
     rows: Tensor,
     cols: Tensor,
@@ -95,7 +143,7 @@ def window_operator(
         r, c = queries.rows, queries.cols
         groups = 1 if average_heads else heads
         window = groups * r.window * c.window
-        kept = q.new_empty(q.shape[0], r.count, c.count, window, r.size * c.size)
+        kept = k.new_empty(int(q.shape[0]), r.count, c.count, window, r.size * c.size)
         for first, last in queries.strips(memory_budget):
             weights = queries.weights(first, last, average_heads)
             kept[:, first:last] = weights.reshape(kept[:, first:last].shape)
@@ -151,14 +199,20 @@ class _Queries:
     """Queries and keys of one call, and how their axes are cut into tiles."""
 
     def __init__(
-        self, q: Tensor, k: Tensor, rows: Tensor, cols: Tensor, heads: int, scale: float | None
+        self,
+        q: Tensor | QueryRows,
+        k: Tensor,
+        rows: Tensor,
+        cols: Tensor,
+        heads: int,
+        scale: float | None,
     ) -> None:
         self.q = q
         self.heads = heads
         self.rows = tiling(rows, int(k.shape[2]), q.device)
         self.cols = tiling(cols, int(k.shape[3]), q.device)
         scale = (int(q.shape[1]) // heads) ** -0.5 if scale is None else scale
-        self.keys = (k * scale).permute(0, 2, 3, 1)
+        self.keys = (k * scale).permute(0, 2, 3, 1).contiguous()
 
     def strips(self, budget: int | None, channels: int = 0) -> Iterator[tuple[int, int]]:
         """Runs of tile rows whose working memory stays near `budget` bytes."""
@@ -185,7 +239,7 @@ class _Queries:
 
 
 def _torch_backend(
-    q: Tensor,
+    q: Tensor | QueryRows,
     k: Tensor,
     v: Tensor,
     rows: Tensor,
@@ -198,15 +252,17 @@ def _torch_backend(
     """Batched products over tiles; strips of tile rows keep the working memory small."""
     queries = _Queries(q, k, rows, cols, heads, scale)
     groups = 1 if average_heads else heads
-    values = v.permute(0, 2, 3, 1)
+    values = v.permute(0, 2, 3, 1).contiguous()
     b, channels = int(v.shape[0]), int(v.shape[1])
     tracked = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v))
 
-    def strip(first: int, last: int) -> Tensor:
+    def averages(first: int, last: int) -> Tensor:
         weights = queries.weights(first, last, average_heads)
         tiles = _gather(values, queries.rows, queries.cols, first, last, groups).flatten(0, 3)
-        dense = torch.bmm(tiles.transpose(1, 2), weights.to(v.dtype)).to(v.dtype)
-        return _join(dense, queries.rows, queries.cols, first, last, b)
+        return torch.bmm(tiles.transpose(1, 2), weights.to(v.dtype)).to(v.dtype)
+
+    def strip(first: int, last: int) -> Tensor:
+        return _join(averages(first, last), queries.rows, queries.cols, first, last, b)
 
     if tracked:  # everything is kept for the backward pass anyway
         return strip(0, queries.rows.count).contiguous()
@@ -216,7 +272,7 @@ def _torch_backend(
     out = v.new_empty(b, channels, queries.rows.length, queries.cols.length)
     for first, last in queries.strips(memory_budget, channels):
         start, stop = queries.rows.span(first, last)
-        out[:, :, start:stop] = strip(first, last)
+        _write(averages(first, last), out[:, :, start:stop], queries.rows, queries.cols, first, last)
     return out
 
 
@@ -267,16 +323,18 @@ BACKENDS: dict[str, Callable[..., Tensor]] = {
 assert tuple(BACKENDS) == NAMES
 
 
-def _fastest(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, cols: Tensor, heads: int, average: bool) -> str:
+def _fastest(
+    q: Tensor | QueryRows, k: Tensor, v: Tensor, rows: Tensor, cols: Tensor, heads: int, average: bool
+) -> str:
     """The backend to take where none is asked for."""
-    if not q.is_cuda:
+    if isinstance(q, QueryRows) or not q.is_cuda:
         return "torch"
     from upbench.ops import triton_window
 
     return "torch" if triton_window.refusal(q, k, v, rows, cols, heads, average) else "triton"
 
 
-def _check(q: Tensor, k: Tensor, rows: Tensor, cols: Tensor, heads: int) -> None:
+def _check(q: Tensor | QueryRows, k: Tensor, rows: Tensor, cols: Tensor, heads: int) -> None:
     if q.ndim != 4 or k.ndim != 4 or q.shape[:2] != k.shape[:2]:
         raise UpbenchError(f"queries {list(q.shape)} and keys {list(k.shape)} must share batch and channels")
     if heads < 1 or q.shape[1] % heads:
@@ -286,15 +344,20 @@ def _check(q: Tensor, k: Tensor, rows: Tensor, cols: Tensor, heads: int) -> None
             raise UpbenchError(f"{axis} table {list(table.shape)} does not fit queries {list(q.shape)}")
 
 
-def _split(x: Tensor, rows: Tiling, cols: Tiling, first: int, last: int, heads: int) -> Tensor:
+def _split(x: Tensor | QueryRows, rows: Tiling, cols: Tiling, first: int, last: int, heads: int) -> Tensor:
     """Pixels of tile rows first..last-1: `[B, heads * D, H, W]` to `[B * R * T * heads, D, n * m]`."""
     b, c = int(x.shape[0]), int(x.shape[1])
     start, stop = rows.span(first, last)
     padding = (*cols.padding(0, cols.count), *rows.padding(first, last))
-    strip = x[:, :, start:stop]
+    shape = (b, heads, c // heads, last - first, rows.size, cols.count, cols.size)
+    if isinstance(x, QueryRows) and x.heads == heads and not any(padding):
+        order = (b, shape[3], cols.count, heads, rows.size, cols.size, shape[2])
+        filled = torch.empty(order, dtype=x.dtype, device=x.device)
+        x.fill(filled.permute(0, 3, 1, 4, 2, 5, 6), start, stop)
+        return filled.view(-1, rows.size * cols.size, shape[2]).transpose(1, 2)
+    strip = x.rows(start, stop) if isinstance(x, QueryRows) else x[:, :, start:stop]
     if any(padding):
         strip = F.pad(strip, padding)
-    shape = (b, heads, c // heads, last - first, rows.size, cols.count, cols.size)
     # Copied in the order that it lies in memory; the product takes either.
     if strip.stride(1) == 1:
         tiles = strip.permute(0, 2, 3, 1).reshape(b, *shape[3:], *shape[1:3]).permute(0, 1, 3, 5, 2, 4, 6)
@@ -305,7 +368,7 @@ def _split(x: Tensor, rows: Tiling, cols: Tiling, first: int, last: int, heads: 
 
 def _join(tiles: Tensor, rows: Tiling, cols: Tiling, first: int, last: int, b: int) -> Tensor:
     """The inverse of `_split`, without the pixels outside of the axes: `[B, C, stop - start, W]`."""
-    tiles = tiles.reshape(b, last - first, cols.count, -1, rows.size, cols.size).permute(0, 3, 1, 4, 2, 5)
+    tiles = _pixels(tiles, rows, cols, first, last, b)
     strip = tiles.reshape(b, int(tiles.shape[1]), (last - first) * rows.size, cols.count * cols.size)
     (top, bottom), (left, right) = rows.padding(first, last), cols.padding(0, cols.count)
     if not (top or bottom or left or right):  # a slice, even of everything, costs two passes backwards
@@ -313,14 +376,29 @@ def _join(tiles: Tensor, rows: Tiling, cols: Tiling, first: int, last: int, b: i
     return strip[:, :, top : strip.shape[2] - bottom, left : strip.shape[3] - right]
 
 
+def _write(tiles: Tensor, out: Tensor, rows: Tiling, cols: Tiling, first: int, last: int) -> None:
+    """The same, copied once, into rows of `out` `[B, C, stop - start, W]`."""
+    if any((*rows.padding(first, last), *cols.padding(0, cols.count))):
+        out.copy_(_join(tiles, rows, cols, first, last, int(out.shape[0])))
+        return
+    places = out.unflatten(2, (last - first, rows.size)).unflatten(4, (cols.count, cols.size))
+    places.copy_(_pixels(tiles, rows, cols, first, last, int(out.shape[0])))
+
+
+def _pixels(tiles: Tensor, rows: Tiling, cols: Tiling, first: int, last: int, b: int) -> Tensor:
+    """`[B * R * T, C, n * m]` (or groups of channels apart) as `[B, C, R, n, T, m]`."""
+    tiles = tiles.reshape(b, last - first, cols.count, -1, rows.size, cols.size)
+    return tiles.permute(0, 3, 1, 4, 2, 5)
+
+
 def _gather(cells: Tensor, rows: Tiling, cols: Tiling, first: int, last: int, heads: int) -> Tensor:
     """The cells that each tile sees: `[B, h, w, heads * D]` to `[B, R, T, heads, Kr * Kc, D]`."""
     b, c = int(cells.shape[0]), int(cells.shape[3])
-    seen = cells.index_select(1, rows.cells[first:last].flatten()).index_select(2, cols.cells.flatten())
-    seen = seen.view(b, last - first, rows.window, cols.count, cols.window, heads, c // heads)
-    return seen.permute(0, 1, 3, 5, 2, 4, 6).reshape(
-        b, last - first, cols.count, heads, rows.window * cols.window, c // heads
-    )
+    r = rows.cells[first:last, None, None, :, None] * int(cells.shape[2])
+    place = (r + cols.cells[:, None, None, :]) * heads + torch.arange(heads, device=r.device)[:, None, None]
+    across = torch.arange(b, device=r.device)[:, None] * (int(cells.shape[1]) * int(cells.shape[2]) * heads)
+    seen = cells.reshape(-1, c // heads).index_select(0, (across + place.flatten()).flatten())
+    return seen.view(b, last - first, cols.count, heads, rows.window * cols.window, c // heads)
 
 
 def _bias(rows: Tiling, cols: Tiling, first: int, last: int) -> Tensor | None:
