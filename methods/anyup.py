@@ -53,12 +53,8 @@ class AnyUp(Upsampler):
     licence = "CC-BY-4.0"
     trainable = True
     weights = {
-        "dinov2_vits14_focus": Weights(
-            "anyup_dinov2_vits14_focus.safetensors",
-            sha256="c2f2471858bcd0504e2321c2d2d522fff686f83331e833cbe72cbc28ea052472",
-            licence="Apache-2.0; trained on research-only photos",
-            backbone="dinov2_vits14_focus",
-            notes="trained here on BSDS500 and Urban100; see the card beside the file",
+        "dinov2_vits14_focus": Weights.shipped(
+            "anyup", "c2f2471858bcd0504e2321c2d2d522fff686f83331e833cbe72cbc28ea052472"
         ),
         "paper": Weights(
             f"{_RELEASES}/checkpoint/anyup_paper.pth",

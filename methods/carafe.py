@@ -15,6 +15,7 @@ from upbench.errors import UpbenchError, unknown
 from upbench.layers.stack import RATIO, Stack, gaussian_prior, shares_stages
 from upbench.ops.chain import ChainOperator, KernelMap
 from upbench.ops.reassemble import Padding
+from upbench.weights import Weights
 
 
 class CARAFE(Upsampler):
@@ -39,6 +40,12 @@ class CARAFE(Upsampler):
     guided = False
     trainable = True
     native_ratio = RATIO
+    weights = {
+        "dinov2_vits14_focus": Weights.shipped(
+            "carafe", "065739b5a6abdd295d0f853f2f938af8fbbe5a2a48b02dec21f37e7713786320", channels=384
+        ),
+    }
+    default_weights = "dinov2_vits14_focus"
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from upbench.base import Camera, Upsampler
 from upbench.errors import UpbenchError, unknown
 from upbench.layers.stack import RATIO, Stack, shares_stages
 from upbench.ops.chain import ChainOperator, LinearMap
+from upbench.weights import Weights
 
 STYLES = ("lp", "pl")
 REACH = 0.25
@@ -43,6 +44,12 @@ class DySample(Upsampler):
     guided = False
     trainable = True
     native_ratio = RATIO
+    weights = {
+        "dinov2_vits14_focus": Weights.shipped(
+            "dysample", "bb3f9fca9c83fbddb3a8c82670475c2b22e649b207c53512d0465ad3dfcd9053", channels=384
+        ),
+    }
+    default_weights = "dinov2_vits14_focus"
 
     def __init__(
         self,

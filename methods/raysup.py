@@ -97,12 +97,8 @@ class RaysUp(Upsampler):
     linear = True
     uses_camera = True
     weights = {
-        "dinov2_vits14_focus": Weights(
-            "raysup_dinov2_vits14_focus.safetensors",
-            sha256="db55858d15751ea440166f572852dada2d6097073afcee40ef908cc4eaed32d4",
-            licence="Apache-2.0; trained on research-only photos",
-            backbone="dinov2_vits14_focus",
-            notes="trained here on BSDS500 and Urban100; see the card beside the file",
+        "dinov2_vits14_focus": Weights.shipped(
+            "raysup", "db55858d15751ea440166f572852dada2d6097073afcee40ef908cc4eaed32d4"
         ),
     }
     default_weights = "dinov2_vits14_focus"

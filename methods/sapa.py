@@ -16,6 +16,7 @@ from upbench.layers.convolutions import GROUPS, convolution, pool, residual_enco
 from upbench.layers.stack import RATIO, Guide, Stack, gaussian_prior, shares_stages
 from upbench.ops.chain import ChainOperator, KernelMap
 from upbench.ops.reassemble import Padding, affinity
+from upbench.weights import Weights
 
 SIMILARITIES = ("bilinear", "gated")
 
@@ -48,6 +49,12 @@ class SAPA(Upsampler):
     licence = "MIT"
     trainable = True
     native_ratio = RATIO
+    weights = {
+        "dinov2_vits14_focus": Weights.shipped(
+            "sapa", "59090e8817668ac82204987a8d1619de352919e5b87a6bddad95720d4511f602", channels=384
+        ),
+    }
+    default_weights = "dinov2_vits14_focus"
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from upbench.cache import cache_dir, sha256_file
+from upbench.config import DEFAULT_BACKBONE
 from upbench.download import download
 from upbench.errors import UpbenchError, unknown
 from upbench.registry import find_method, plugins
@@ -57,6 +58,24 @@ class Weights:
     key: str | None = None
     notes: str = ""
     by_hand: bool = False
+
+    @classmethod
+    def shipped(cls, method: str, sha256: str, channels: int | None = None) -> Weights:
+        """The file that this project trained for a method and ships, with a model card beside it.
+
+        Args:
+            method: Name of the method.
+            sha256: Of the file.
+            channels: C that it is tied to, or None for any.
+        """
+        return cls(
+            f"{method}_{DEFAULT_BACKBONE}.safetensors",
+            sha256=sha256,
+            licence="Apache-2.0; trained on research-only photos",
+            backbone=DEFAULT_BACKBONE,
+            channels=channels,
+            notes="trained here on BSDS500 and Urban100; see the card beside the file",
+        )
 
     @property
     def remote(self) -> bool:
