@@ -30,6 +30,15 @@ def test_plain_lines_at_intervals_with_the_time_left(capsys, monkeypatch):
     assert lines == ["features: 2/40, 38 s left", "features: 17/40, 23 s left", "features: 32/40, 8 s left"]
 
 
+def test_steps_of_an_earlier_run_do_not_shorten_the_time_left(capsys, monkeypatch):
+    clock = iter(float(t) for t in range(1000))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with progress.bar("training", 100, done=60) as bar:
+        for _ in range(40):
+            bar.advance()
+    assert capsys.readouterr().err.splitlines()[0] == "training: 62/100, 38 s left"
+
+
 def test_a_loop_of_unknown_length_counts(capsys, monkeypatch):
     monkeypatch.setattr(progress, "FIRST_LINE_AFTER", 0.0)
     with progress.bar("frames") as bar:

@@ -41,10 +41,10 @@ class Bar:
         done: Steps so far.
     """
 
-    def __init__(self, description: str, total: int | None) -> None:
+    def __init__(self, description: str, total: int | None, done: int = 0) -> None:
         self.description = description
         self.total = total
-        self.done = 0
+        self.done = self._before = done
         self.text = ""
 
     def advance(self, steps: int = 1) -> None:
@@ -60,10 +60,10 @@ class Bar:
 
 
 class _RichBar(Bar):
-    def __init__(self, description: str, total: int | None, display: Progress) -> None:
-        super().__init__(description, total)
+    def __init__(self, description: str, total: int | None, done: int, display: Progress) -> None:
+        super().__init__(description, total, done)
         self._display = display
-        self._id: TaskID = display.add_task(description, total=total, note="")
+        self._id: TaskID = display.add_task(description, total=total, completed=done, note="")
 
     def advance(self, steps: int = 1) -> None:
         super().advance(steps)
@@ -78,8 +78,8 @@ class _RichBar(Bar):
 
 
 class _LineBar(Bar):
-    def __init__(self, description: str, total: int | None) -> None:
-        super().__init__(description, total)
+    def __init__(self, description: str, total: int | None, done: int) -> None:
+        super().__init__(description, total, done)
         self._start = time.monotonic()
         self._next = self._start + FIRST_LINE_AFTER
 
@@ -93,20 +93,22 @@ class _LineBar(Bar):
     def line(self, elapsed: float) -> str:
         """The progress after `elapsed` seconds, as in "features: 12/96, 40 s left, loss 0.1"."""
         parts = [f"{self.description}: {self.done}" + (f"/{self.total}" if self.total else "")]
-        if self.total and self.done:
-            parts.append(f"{duration(elapsed / self.done * (self.total - self.done))} left")
+        steps = self.done - self._before
+        if self.total and steps:
+            parts.append(f"{duration(elapsed / steps * (self.total - self.done))} left")
         return ", ".join([*parts, self.text] if self.text else parts)
 
 
 @contextmanager
-def bar(description: str, total: int | None = None) -> Iterator[Bar]:
+def bar(description: str, total: int | None = None, done: int = 0) -> Iterator[Bar]:
     """A bar for the length of a block.
 
     Args:
         description: What the block does, in a few words.
         total: Steps in all, or None where that is not known.
+        done: Steps that an earlier run has done; they say nothing of the time that is left.
     """
-    opened = _open(description, total)
+    opened = _open(description, total, done)
     try:
         yield opened
     finally:
@@ -157,17 +159,17 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
 
 
-def _open(description: str, total: int | None) -> Bar:
+def _open(description: str, total: int | None, done: int) -> Bar:
     global _display, _open_bars
     if _quiet:
-        return Bar(description, total)
+        return Bar(description, total, done)
     if not sys.stderr.isatty():
-        return _LineBar(description, total)
+        return _LineBar(description, total, done)
     if _display is None:
         _display = _new_display()
         _display.start()
     _open_bars += 1
-    return _RichBar(description, total, _display)
+    return _RichBar(description, total, done, _display)
 
 
 def _close(opened: Bar) -> None:

@@ -140,8 +140,7 @@ class _Run:
     def train(self, paths: TrainPaths, stop: threading.Event) -> bool:
         """Steps until the end or until `stop`; returns whether it is the end."""
         saved = time.monotonic()
-        with bar(f"train {self.config.method}", self.config.steps) as progress:
-            progress.advance(self.step)
+        with bar(f"train {self.config.method}", self.config.steps, self.step) as progress:
             while self.step < self.config.steps:
                 start = time.monotonic()
                 self._checked_step()
