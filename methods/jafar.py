@@ -13,7 +13,8 @@ from upbench.base import Camera, Upsampler
 from upbench.errors import UpbenchError
 from upbench.layers.attention import Position, Projections, from_official
 from upbench.layers.convolutions import GROUPS, Block, grid_of, pool, residual_encoder
-from upbench.ops.attention import GlobalOperator, global_attention, global_operator
+from upbench.ops.attention import global_attention, global_operator
+from upbench.ops.operator import Operator
 from upbench.weights import Weights
 
 HEADS = 4
@@ -117,8 +118,8 @@ class JAFAR(Upsampler):
 
     def operator(
         self, image: Tensor, features: Tensor, output_size: tuple[int, int], camera: Camera | None = None
-    ) -> GlobalOperator:
-        """Queries and keys of these features; all channels share their weights (see `Upsampler.operator`)."""
+    ) -> Operator:
+        """The attention to these features; all channels share its weights (see `Upsampler.operator`)."""
         with torch.no_grad():
             queries, keys = self.encode(image, features, output_size)
         return global_operator(queries, keys, heads=HEADS, average_heads=True)

@@ -162,8 +162,9 @@ def test_operator(model: JAFAR) -> None:
     dense = F.conv2d(model(image, features, (30, 44)), weight[:, :, None, None])
     operator = model.operator(image, features, (30, 44))
     assert operator.groups == 1
-    assert not operator.q.requires_grad
-    torch.testing.assert_close(operator(project(weight, features, 1)), dense, rtol=1e-4, atol=1e-5)
+    result = operator(project(weight, features, 1))
+    assert not result.requires_grad, "the weights of a probe would be all that asks for a gradient"
+    torch.testing.assert_close(result, dense, rtol=1e-4, atol=1e-5)
 
 
 def test_every_parameter_with_an_effect_learns(model: JAFAR) -> None:

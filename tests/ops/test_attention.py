@@ -14,6 +14,7 @@ from torch import Tensor
 from upbench.errors import UpbenchError
 from upbench.ops import attention as module
 from upbench.ops.attention import GlobalOperator, global_attention, global_operator
+from upbench.ops.basis import BasisOperator
 from upbench.ops.operator import project
 
 fuzz = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
@@ -63,7 +64,7 @@ def problems(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-def _operator(problem: dict[str, Any], **more: Any) -> GlobalOperator:
+def _operator(problem: dict[str, Any], **more: Any) -> Any:
     return global_operator(**{name: value for name, value in problem.items() if name != "v"}, **more)
 
 
@@ -169,6 +170,19 @@ def test_the_operator_keeps_queries_and_keys_alone() -> None:
     crop = operator.crop(slice(2, 7), slice(3, 9))
     assert crop.q.untyped_storage().data_ptr() == operator.q.untyped_storage().data_ptr()
     assert crop.nbytes() < operator.nbytes()
+
+
+def test_few_cells_have_their_weights_kept() -> None:
+    """Weights up to twice the size of queries are worth keeping; heads that do not share them keep none."""
+    q, k = torch.randn(1, 16, 12, 20), torch.randn(1, 16, 4, 8)
+    kept = global_operator(q, k, heads=4, average_heads=True)
+    assert isinstance(kept, BasisOperator)
+    assert kept.nbytes() == 4 * 32 * 12 * 20
+    torch.testing.assert_close(kept.weights.sum(1), torch.ones(1, 12, 20))
+    assert isinstance(global_operator(q, k, heads=4), GlobalOperator)
+    assert isinstance(
+        global_operator(q, torch.randn(1, 16, 4, 9), heads=4, average_heads=True), GlobalOperator
+    )
 
 
 def test_half_precision_operator_is_half_as_large_and_close() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from upbench.errors import UpbenchError
+from upbench.ops.basis import BasisOperator
 from upbench.ops.operator import Operator
 
 _BUDGET = {"cpu": 32 * 2**20}  # on a CPU about what its caches serve well
@@ -82,14 +83,25 @@ def global_operator(
     average_heads: bool = False,
     scale: float | None = None,
     memory_budget: int | None = None,
-) -> GlobalOperator:
+) -> GlobalOperator | BasisOperator:
     """The same attention as an operator on any values.
+
+    It keeps queries and keys, and computes weights anew for the pixels that are asked for; or the weights
+    themselves, where heads share them and they are no more than twice as large.
 
     Args: as for `global_attention`. Queries and keys are detached: the operator carries no gradient to them.
     """
     _check(q, k, heads, memory_budget)
     factor = (int(q.shape[1]) // heads) ** -0.5 if scale is None else scale
-    return GlobalOperator(q.detach(), k.detach() * factor, heads, average_heads, memory_budget)
+    q, k = q.detach(), k.detach() * factor
+    cells = int(k.shape[2]) * int(k.shape[3])
+    if not average_heads or cells > 2 * int(q.shape[1]):
+        return GlobalOperator(q, k, heads, average_heads, memory_budget)
+    queries, keys = _heads(q, heads), _heads(k, heads)
+    weights = q.new_empty(int(q.shape[0]), cells, int(queries.shape[2]))
+    for run in _runs(queries, keys, cells, memory_budget):
+        weights[:, :, run] = _weights(queries[:, :, run], keys, True)[:, 0].mT
+    return BasisOperator(weights.view(*weights.shape[:2], *q.shape[2:]))
 
 
 class GlobalOperator(Operator):

@@ -1,4 +1,4 @@
-"""Dense maps that are mixtures of a few vectors, as an operator on these vectors."""
+"""Dense maps that are mixtures of the same few vectors everywhere, as an operator on these vectors."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class BasisOperator(Operator):
         self.output_size = (int(weights.shape[2]), int(weights.shape[3]))
 
     def __call__(self, values: Tensor) -> Tensor:
-        """`[B, 1, K, 1, N]`, the vectors as cells of one row, to `[B, K, H, W]`."""
+        """`[B, 1, K, h, w]`, the vectors as the N = h w cells of a grid, to `[B, K, H, W]`."""
         b, n = int(self.weights.shape[0]), int(self.weights.shape[1])
-        if values.ndim != 5 or values.shape[:2] != (b, 1) or values.shape[3:] != (1, n):
-            raise UpbenchError(f"operator takes [{b}, 1, K, 1, {n}], got {list(values.shape)}")
-        dense: Tensor = values[:, 0, :, 0] @ self.weights.to(values.dtype).flatten(2)
+        if values.ndim != 5 or values.shape[:2] != (b, 1) or values.shape[3] * values.shape[4] != n:
+            raise UpbenchError(f"operator takes [{b}, 1, K, h, w] of {n} cells, got {list(values.shape)}")
+        dense: Tensor = values[:, 0].flatten(2) @ self.weights.to(values.dtype).flatten(2)
         return dense.view(b, -1, *self.output_size)
 
     def crop(self, rows: slice, cols: slice) -> BasisOperator:
