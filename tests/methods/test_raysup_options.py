@@ -15,7 +15,7 @@ from upbench.config import RunConfig
 from upbench.errors import UpbenchError
 from upbench.macs import count_macs
 from upbench.methods.raysup import ENCODERS, POSITIONS, RaysUp
-from upbench.ops.window import window_attention
+from upbench.ops.window import QueryRows, window_attention
 from upbench.testing import METHOD_CHECKS, MethodCase, NotApplicable
 from upbench.weights import load_method
 
@@ -313,3 +313,18 @@ def test_the_ablation_compares_what_was_trained_for_it(root: Path) -> None:
     assert {value for key, value in tried if key == "encoder"} == set(ENCODERS) - {"decoupled"}
     assert {value for key, value in tried if key == "position"} == set(POSITIONS) - {"rayPE"}
     assert {row.camera for row in rows} >= {"", "dataset", "dataset*2", "dataset*0.5"}
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("position", ["rayPE", "rope"])
+def test_queries_in_strips_equal_queries_at_once(encoder: str, position: str) -> None:
+    """Without gradients on a CPU, large images are encoded and rotated strip by strip."""
+    method = load_method("raysup", "none", channels=8, encoder=encoder, position=position, kernel_size=5)
+    image, features = torch.randn(2, 3, 100, 96), torch.randn(2, 8, 7, 6)
+    for size in ((33, 45), (7, 1), (100, 96)):
+        whole = method(image, features, size)
+        assert whole.requires_grad
+        with torch.no_grad():
+            assert isinstance(method.encode(image, (7, 6), size, None)[0], QueryRows)
+            strips = method(image, features, size)
+        torch.testing.assert_close(strips, whole.detach(), rtol=0, atol=3e-5)
