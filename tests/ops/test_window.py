@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from windowing import problems
 
 from upbench.errors import UpbenchError
 from upbench.ops.operator import project
-from upbench.ops.window import WindowOperator, window_attention, window_operator
+from upbench.ops.window import QueryRows, WindowOperator, window_attention, window_operator
 from upbench.ops.windows import fraction_table, nearest_exact, neighbourhood, neighbourhood_table, tiling
 
 fuzz = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
@@ -28,6 +29,34 @@ def test_torch_backend_equals_a_plain_gather(problem: dict[str, Any], budget: in
     expected = window_attention(**problem, backend="reference")
     assert result.is_contiguous()
     torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-9)
+
+
+class Stored(QueryRows):
+    """Queries that are there already, handed out in strips."""
+
+    def __init__(self, q: Tensor, heads: int) -> None:
+        b, channels, height, width = q.shape
+        super().__init__((b, channels, height, width), heads, q.dtype, q.device)
+        self.q = q
+
+    def fill(self, out: Tensor, start: int, stop: int) -> None:
+        b, heads, r, n, t, m, d = out.shape
+        assert r * n == stop - start
+        strip = self.q[:, :, start:stop].reshape(b, heads, d, r, n, t, m)
+        out.copy_(strip.permute(0, 1, 3, 4, 5, 6, 2))
+
+
+@fuzz
+@given(problems(), st.booleans(), st.sampled_from([None, 1, 20_000]))
+def test_queries_that_come_in_strips(problem: dict[str, Any], whole: bool, budget: int | None) -> None:
+    """As tiles where they fit the tiling, as rows where tiles stand out or heads are counted otherwise."""
+    rows = Stored(problem["q"], 1 if whole else problem["heads"])
+    expected = window_attention(**problem, backend="torch")
+    for backend in ("torch", "reference"):
+        result = window_attention(**{**problem, "q": rows}, backend=backend, memory_budget=budget)
+        torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-9)
+    operator = _operator({**problem, "q": rows})
+    torch.testing.assert_close(operator.weights, _operator(problem).weights, rtol=1e-9, atol=1e-9)
 
 
 @fuzz
