@@ -58,6 +58,9 @@ class JAFAR(Upsampler):
     licence = "Apache-2.0"
     trainable = True
     weights = {
+        "dinov2_vits14_focus": Weights.shipped(
+            "jafar", "b9ae6d4775cd61bd5488444bac15f45a34b134752c3a8f1776f87a22d7bdbbc8", channels=384
+        ),
         "dinov2_vits14": _released(
             "vit_small_patch14_dinov2.lvd142m",
             384,
@@ -71,6 +74,7 @@ class JAFAR(Upsampler):
         "clip_vitb16": _released("vit_base_patch16_clip_384", 768),
         "siglip2_vitb16": _released("vit_base_patch16_siglip_512.v2_webli", 768),
     }
+    default_weights = "dinov2_vits14_focus"
 
     def __init__(self, channels: int = 384, *, dim: int = 128) -> None:
         """Builds the method with random weights.

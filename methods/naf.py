@@ -57,12 +57,16 @@ class NAF(Upsampler):
     trainable = True
     linear = True
     weights = {
+        "dinov2_vits14_focus": Weights.shipped(
+            "naf", "06680f77ed4ec96df9233eab9d0283e17460bc1354e5bc8368e6dae3719c8c46"
+        ),
         "release": Weights(
             "https://github.com/valeoai/NAF/releases/download/model/naf_release.pth",
             licence="Apache-2.0",
             notes="official release; for any backbone",
         ),
     }
+    default_weights = "dinov2_vits14_focus"
 
     def __init__(self, channels: int = 384, *, dim: int = 256, kernel_size: int = 9, blocks: int = 2) -> None:
         """Builds the method with random weights.
