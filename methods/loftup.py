@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upbench.base import Setting, Upsampler
+from upbench.base import Upsampler
 from upbench.errors import UpbenchError, unknown
 from upbench.layers.attention import unpacked
 from upbench.layers.convolutions import grid_of
@@ -89,6 +89,7 @@ class LoftUp(Upsampler):
     year = 2025
     licence = "MIT"
     trainable = True
+    channel_multiple = HEADS
     precise_image = True
     weights = {
         "dinov2s": _released("dinov2s", "vit_small_patch14_dinov2.lvd142m", 384),
@@ -173,13 +174,6 @@ class LoftUp(Upsampler):
         for layer in self.layers:
             assert isinstance(layer, Layer)
             yield layer
-
-    @classmethod
-    def skip_reason(cls, setting: Setting) -> str | None:
-        """Features whose channels cannot be split over the heads."""
-        if setting.channels % HEADS:
-            return f"loftup splits channels over {HEADS} heads; {setting.channels} cannot be"
-        return None
 
     @classmethod
     def options_from(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:

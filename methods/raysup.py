@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from upbench.base import Camera, Setting, Upsampler
+from upbench.base import Camera, Upsampler
 from upbench.errors import UpbenchError, unknown
 from upbench.layers.convolutions import GROUPS, Branch, grid_of, pool
 from upbench.layers.guidance import Guidance
@@ -25,7 +25,7 @@ from upbench.layers.rotary import RotatedRows, axial_rotation, interleaved, rota
 from upbench.layers.strips import can_stream, stream
 from upbench.ops.tiled import TiledWindows
 from upbench.ops.window import QueryRows, WindowOperator, window_attention, window_operator
-from upbench.ops.windows import neighbourhood_table
+from upbench.ops.windows import neighbourhood_tables
 from upbench.weights import Weights
 
 HEADS = 4
@@ -94,6 +94,7 @@ class RaysUp(Upsampler):
     year = 2026
     licence = "Apache-2.0"
     trainable = True
+    channel_multiple = HEADS
     linear = True
     uses_camera = True
     weights = {
@@ -279,18 +280,7 @@ class RaysUp(Upsampler):
 
     def tables(self, feature_size: tuple[int, int], output_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """The low-resolution rows and columns that each output row and column sees."""
-        rows, cols = (
-            neighbourhood_table(size, cells, self.kernel_size)
-            for size, cells in zip(output_size, feature_size, strict=True)
-        )
-        return rows, cols
-
-    @classmethod
-    def skip_reason(cls, setting: Setting) -> str | None:
-        """Features whose channels cannot be split over the heads."""
-        if setting.channels % HEADS:
-            return f"raysup splits channels over {HEADS} heads; {setting.channels} cannot be"
-        return None
+        return neighbourhood_tables(feature_size, output_size, self.kernel_size)
 
     @classmethod
     def options_from(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -113,6 +113,7 @@ class Upsampler(nn.Module, Registered):
             then part of the method's.
         precise_image: Whether `forward` takes the image in float32 even where the method and the features are
             in half precision: of methods to which a rounded image is another image.
+        channel_multiple: What C has to be a multiple of, as where heads share the channels out.
         native_ratio: The upsampling ratio that the method's steps are made of (its only one, or that of a
             step that is repeated), None where it makes any size by itself. Information for tables: `forward`
             gives every size all the same, resized bilinearly from the next one that the method makes
@@ -140,6 +141,7 @@ class Upsampler(nn.Module, Registered):
     uses_camera: ClassVar[bool] = False
     uses_backbone: ClassVar[bool] = False
     precise_image: ClassVar[bool] = False
+    channel_multiple: ClassVar[int] = 1
     native_ratio: ClassVar[int | None] = None
     mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN
     std: ClassVar[tuple[float, float, float]] = IMAGENET_STD
@@ -271,7 +273,12 @@ class Upsampler(nn.Module, Registered):
 
     @classmethod
     def skip_reason(cls, setting: Setting) -> str | None:
-        """Why the method cannot run in this setting, in words, or None where it can."""
+        """Why the method cannot run in this setting, in words, or None where it can.
+
+        By default it can wherever C is a multiple of `channel_multiple`.
+        """
+        if setting.channels % cls.channel_multiple:
+            return f"{cls.name} needs a multiple of {cls.channel_multiple} channels, not {setting.channels}"
         return None
 
     @classmethod

@@ -71,6 +71,14 @@ def neighbourhood_table(size: int, cells: int, kernel: int) -> Tensor:
     return torch.from_numpy(nearest_exact(size, cells)[grid])
 
 
+def neighbourhood_tables(
+    feature_size: tuple[int, int], output_size: tuple[int, int], kernel: int
+) -> tuple[Tensor, Tensor]:
+    """`neighbourhood_table` of the rows and of the columns."""
+    rows, cols = (neighbourhood_table(n, m, kernel) for n, m in zip(output_size, feature_size, strict=True))
+    return rows, cols
+
+
 @constant
 def fraction_table(size: int, cells: int, radius: float) -> Tensor:
     """`[size, K]` low-resolution cells within `radius` of each position, as a fraction of the axis.
