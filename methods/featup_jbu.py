@@ -76,9 +76,13 @@ class FeatUpJBU(Upsampler):
     trainable = True
     native_ratio = RATIO
     weights = {
+        "dinov2_vits14_focus": Weights.shipped(
+            "featup_jbu", "19fa21b99d46c26523541f74d1aedf0c47b632ecbcbd3d8e782e3cb25664b221", channels=384
+        ),
         **{name: _released(name, norm=False) for name in _BACKBONES},
         **{f"{name}_norm": _released(name, norm=True) for name in _BACKBONES if name != "maskclip"},
     }
+    default_weights = "dinov2_vits14_focus"
 
     def __init__(self, channels: int = 384, *, dim: int = 32, norm: bool = False) -> None:
         """Builds the method with random weights.
