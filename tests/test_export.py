@@ -219,7 +219,7 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         export("raysupp", tmp_path / "x.pt2", image_size=(8, 8))
     with pytest.raises(UpbenchError, match="feature size must be positive"):
         export("bilinear", tmp_path / "x.pt2", image_size=(8, 8))
-    with pytest.raises(UpbenchError, match="for these sizes: raysup splits channels over 4 heads"):
+    with pytest.raises(UpbenchError, match="for these sizes: raysup needs a multiple of 4 channels"):
         export("raysup", tmp_path / "x.pt2", image_size=(56, 56), channels=7)
     with pytest.raises(UpbenchError, match="cannot be exported: it runs the backbone itself"):
         export("large_image", tmp_path / "x.pt2", image_size=(56, 56))
