@@ -89,6 +89,8 @@ def test_what_is_not_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
         assert can_stream(image)
         assert not can_stream(image.bfloat16())
         assert not can_stream(image[..., :32, :32])
+        with pytest.raises(RuntimeError, match=r"[Pp]adding"):  # too thin to be reflected: refused, as ever
+            encoders()["3x1"](torch.randn(1, 3, 1, 10_000))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert not can_stream(image)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 _STRIP_BYTES = 1024 * 1024  # per thread; a core's own cache holds a strip, its activations and the weights
 _MIN_PIXELS = 96 * 96  # smaller maps stay in the cache by themselves
+_MIN_SIDE = 3  # what reflection needs; smaller ones are left to the layers, which refuse them
 
 
 def can_stream(x: Tensor) -> bool:
@@ -24,6 +25,7 @@ def can_stream(x: Tensor) -> bool:
         x.device.type == "cpu"
         and x.dtype == torch.float32
         and x.shape[-2] * x.shape[-1] >= _MIN_PIXELS
+        and min(x.shape[-2:]) >= _MIN_SIDE
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not torch.jit.is_tracing()  # type: ignore[attr-defined]
