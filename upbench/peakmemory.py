@@ -7,7 +7,6 @@ resident set before and its high-water mark during the forward are read from the
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import importlib.util
 import inspect
@@ -17,10 +16,11 @@ import os
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from upbench.allocator import trim
 
 if TYPE_CHECKING:
     import torch
@@ -183,8 +183,7 @@ class _Meter:
     """Peak resident memory from now on, above what is resident now."""
 
     def __init__(self) -> None:
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)  # glibc: what was freed goes back to the system
+        trim()
         try:
             Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
             self.how, self.before = LINUX, _status("VmRSS")

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from upbench.allocator import trim
 from upbench.base import Camera, Upsampler
 from upbench.cache import replacing
 from upbench.errors import UpbenchError
@@ -228,6 +229,7 @@ def _tiles(
             values = compute(rows, cols)
             yielded = values if bias is None else values + bias
         del values
+        trim()
         yield Tile(rows, cols, yielded)
         del yielded
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from upbench.allocator import trim
 from upbench.errors import UpbenchError
 from upbench.layers.attention import Position
 from upbench.layers.convolutions import Block, grid_of, pool
@@ -198,6 +199,7 @@ class _Chain:
         var = (square / count).unflatten(1, (norm.num_groups, -1)).mean(2, keepdim=True)
         var = var + (grouped - centre).square().mean(2, keepdim=True)
         factor = (var + norm.eps).rsqrt().expand_as(grouped).flatten(1) * norm.weight
+        trim()
         summand = norm.bias - centre.expand_as(grouped).flatten(1) * factor
         return factor.float()[..., None, None], summand.float()[..., None, None]
 
