@@ -32,8 +32,9 @@ def constant(function: Callable[P, T]) -> Callable[P, T]:
             return function(*args, **kwargs)
         return _elsewhere(lambda: function(*args, **kwargs))
 
-    marked: Callable[P, T] = torch.compiler.assume_constant_result(outside)
-    return marked
+    # As torch.compiler.assume_constant_result, which imports the compiler first: as long again as torch.
+    outside._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return outside
 
 
 def _elsewhere(function: Callable[[], T]) -> T:
