@@ -126,17 +126,18 @@ class _Axis:
         start = TILE // 2 * torch.arange(count, device=device) - before
         index = start.clamp(0, cells - window)[:, None] + torch.arange(window, device=device)
         position = torch.arange(count * TILE, device=device).clamp(max=length - 1)
-        seen = _reflected(position[:, None] + torch.arange(-reach, reach + 1, device=device), length)
+        seen = _reflected(position[:, None] + torch.arange(-reach, reach + 1, device=device), length, reach)
         matrix = interpolation_matrix(cells, length, "bicubic", device)
         seen = seen.view(count, TILE, side, 1)
         taps = matrix[seen, index[:, None, None, :]]
         return _Axis(Tiling(length, TILE, 0, index, None), taps)
 
 
-def _reflected(position: Tensor, length: int) -> Tensor:
-    """Positions outside of an axis, reflected at its first and last; clamped where it is too short."""
+def _reflected(position: Tensor, length: int, reach: int) -> Tensor:
+    """Positions up to `reach` outside of an axis, reflected at its first and last; clamped where it is too
+    short."""
     last = length - 1
-    if int(-position.min()) > last:
+    if reach > last:
         return position.clamp(0, last)
     return last - (last - position.abs()).abs()
 
