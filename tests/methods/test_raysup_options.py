@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from upbench.base import Camera
+from upbench.checkpoint import read_metadata
 from upbench.config import RunConfig
 from upbench.errors import UpbenchError
 from upbench.macs import count_macs
@@ -313,6 +315,19 @@ def test_the_ablation_compares_what_was_trained_for_it(root: Path) -> None:
     assert {value for key, value in tried if key == "encoder"} == set(ENCODERS) - {"decoupled"}
     assert {value for key, value in tried if key == "position"} == set(POSITIONS) - {"rayPE"}
     assert {row.camera for row in rows} >= {"", "dataset", "dataset*2", "dataset*0.5"}
+
+
+def test_the_variants_of_the_ablation_were_trained_with_one_budget(root: Path) -> None:
+    """Each file has the options of its row, and the recipe, steps, seed and backbone of the others."""
+    budgets = set()
+    for row in RunConfig.load(root / "configs" / "raysup_ablation.yaml").methods:
+        if row.name != "raysup" or row.camera:
+            continue
+        facts = read_metadata(root / row.weights)
+        assert json.loads(facts["options"]) == dict(row.options)
+        budgets.add(tuple(facts[name] for name in ("backbone", "recipe", "steps", "images_seen", "seed")))
+        load_method("raysup", root / row.weights, **row.options)
+    assert len(budgets) == 1
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
