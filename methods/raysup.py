@@ -99,7 +99,12 @@ class RaysUp(Upsampler):
     uses_camera = True
     weights = {
         "dinov2_vits14_focus": Weights.shipped(
-            "raysup", "db55858d15751ea440166f572852dada2d6097073afcee40ef908cc4eaed32d4"
+            "raysup", "715b770cff24a6961b8bf7bd9c289db961efc70efd8acbb78901e74f3f263187"
+        ),
+        "dinov2_vits14_focus_3400": Weights.shipped(
+            "raysup",
+            "db55858d15751ea440166f572852dada2d6097073afcee40ef908cc4eaed32d4",
+            variant="_3400",
         ),
     }
     default_weights = "dinov2_vits14_focus"

@@ -60,16 +60,17 @@ class Weights:
     by_hand: bool = False
 
     @classmethod
-    def shipped(cls, method: str, sha256: str, channels: int | None = None) -> Weights:
+    def shipped(cls, method: str, sha256: str, channels: int | None = None, variant: str = "") -> Weights:
         """The file that this project trained for a method and ships, with a model card beside it.
 
         Args:
             method: Name of the method.
             sha256: Of the file.
             channels: C that it is tied to, or None for any.
+            variant: End of the file's name, where a method has several.
         """
         return cls(
-            f"{method}_{DEFAULT_BACKBONE}.safetensors",
+            f"{method}_{DEFAULT_BACKBONE}{variant}.safetensors",
             sha256=sha256,
             licence="Apache-2.0; trained on research-only photos",
             backbone=DEFAULT_BACKBONE,
