@@ -54,7 +54,7 @@ class AnyUp(Upsampler):
     trainable = True
     weights = {
         "dinov2_vits14_focus": Weights.shipped(
-            "anyup", "c2f2471858bcd0504e2321c2d2d522fff686f83331e833cbe72cbc28ea052472"
+            "anyup", "cd668357c54fb901528a660dd2de1e565629a3f431fa32697da94a50580fa442"
         ),
         "paper": Weights(
             f"{_RELEASES}/checkpoint/anyup_paper.pth",
