@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A module may import from its own floor and from the floors below it.
 FLOORS = [
-    {"errors", "plugin", "__init__"},
+    {"errors", "plugin", "allocator", "__init__"},
     {"base", "records", "config", "protocol", "metrics", "ops", "layers", "cache", "progress", "environment",
      "checkpoint", "download", "sources", "cameras"},
     {"registry", "backbones", "packaged", "weights", "datasets", "features", "upsampled", "store", "probes",
