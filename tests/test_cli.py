@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +141,20 @@ def test_ctrl_c_says_what_is_kept_and_exits_with_130(toy, out, capsys):
     err = capsys.readouterr().err
     assert "stopped: 1 of 2 cells are kept" in err
     assert "Traceback" not in err
+
+
+def test_sigterm_ends_a_run_as_ctrl_c_does(toy, out, capsys, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    summary = runner.summary
+
+    def killed(record: object) -> str:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return summary(record)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(runner, "summary", killed)
+    assert main(toy.arguments(out, "toy_smooth")) == 143
+    assert "stopped: 1 of 1 cells are kept" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 # -------------------------------------------------------------------------------------------- bad input

@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +16,7 @@ from upbench.errors import UpbenchError
 from upbench.executors import Lost, find_executor
 
 WORK = '''
-import os, signal, sys
+import os, signal, sys, time
 
 def double(job):
     """Two results a job; some jobs end badly."""
@@ -29,6 +32,10 @@ def double(job):
 def where(job):
     print("noise on stdout is nobody's result", file=sys.stderr)
     yield os.getpid()
+
+def sleeps(job):
+    yield os.getpid()
+    time.sleep(600)
 '''
 
 
@@ -81,6 +88,35 @@ def test_leaving_early_ends_the_workers(work):
     next(outcomes)
     outcomes.close()
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+def test_a_worker_ends_with_a_parent_that_was_killed(work, tmp_path):
+    """In the middle of a job, that is: one that waits notices by its pipe."""
+    boss = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import upbench_test_work as work\n"
+        "from upbench.executors import find_executor\n"
+        "for _, pid in find_executor('process')(work.sleeps, [1], workers=1): print(pid, flush=True)\n"
+    )
+    command = [sys.executable, "-c", boss, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert is_alive(pid)
+        parent.kill()
+    deadline = time.monotonic() + 30
+    while is_alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_alive(pid)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"  # nobody may be there to bury an orphan
 
 
 def test_names(monkeypatch):

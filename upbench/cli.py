@@ -1,6 +1,7 @@
 """The command line: parses, calls the library, prints. Results go to stdout, all else to stderr.
 
-Exit codes: 0 done; 1 done, but a cell failed; 2 bad input (one line on stderr); 130 stopped by Ctrl-C.
+Exit codes: 0 done; 1 done, but a cell failed; 2 bad input (one line on stderr); 130 stopped by Ctrl-C;
+143 by SIGTERM, in as orderly a way.
 Nothing heavy is imported before a command needs it.
 """
 
@@ -10,8 +11,11 @@ import argparse
 import dataclasses
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from upbench import __version__
@@ -26,17 +30,41 @@ FORMATS = ("md", "csv")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
     try:
-        code = _main(list(sys.argv[1:] if argv is None else argv))
+        with _orderly_termination():
+            code = _main(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
         return code
     except UpbenchError as error:
         print(f"upbench: error: {error}", file=sys.stderr)
         return 2
+    except _Terminated:
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt:
-        return 130
+        return 128 + signal.SIGINT
     except BrokenPipeError:  # the reader (head, less) has seen enough; nothing may be flushed to it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as a scheduler sends it: ends a command the way Ctrl-C does."""
+
+
+@contextmanager
+def _orderly_termination() -> Iterator[None]:
+    """Turns SIGTERM into an exception: worker processes end with this one, and nothing is half-written."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise _Terminated
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _main(argv: list[str]) -> int:

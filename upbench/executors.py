@@ -8,8 +8,10 @@ on.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -188,12 +190,13 @@ def _serve(work: Work[Job, Any], pipe: Connection, threads: int) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business: it ends its workers
     be_quiet()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if torch := sys.modules.get("torch"):  # workers that all use all cores wait for one another
         torch.set_num_threads(threads)
     while True:
         try:
             job = pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             return
         try:
             for result in work(job):
@@ -201,6 +204,14 @@ def _serve(work: Work[Job, Any], pipe: Connection, threads: int) -> None:
             pipe.send(("done", None))
         except Exception as error:
             pipe.send(("raised", f"{type(error).__name__}: {_first_line(error)}"))
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent has gone (`kill -9` leaves it no chance to end its workers)."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 def _generate(work: Work[Job, Result], job: Job) -> Iterator[Result]:
