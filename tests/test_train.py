@@ -31,6 +31,7 @@ from upbench.train import (
     train,
     upsampling_loss,
 )
+from upbench.traindata import Batch
 
 VIEWS = ViewConfig(view_size=32, guidance_size=16, crops_per_image=2, scales_per_view=2, precision="fp32")
 
@@ -39,14 +40,13 @@ class FakeBackbone(nn.Module):
     """Four features of 4x4 pixels: brightness, contrast and two edges, as a fixed convolution."""
 
     name = "fake"
-    channels = 4
     stride = 4
-    fingerprint = "fake-1"
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int = 4) -> None:
         super().__init__()
+        self.channels, self.fingerprint = channels, f"fake-{channels}"
         generator = torch.Generator().manual_seed(0)
-        self.weight = nn.Parameter(torch.randn(4, 3, 4, 4, generator=generator), requires_grad=False)
+        self.weight = nn.Parameter(torch.randn(channels, 3, 4, 4, generator=generator), requires_grad=False)
         self.calls = 0
 
     def forward(self, image01: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ def config(tiny_method: str, photos: Path, tmp_path: Path, backbone: FakeBackbon
         method=tiny_method,
         images=(str(photos),),
         out=str(tmp_path / "out" / "tiny.safetensors"),
-        backbone="fake",
+        backbone=("fake",),
         steps=6,
         batch=2,
         views=VIEWS,
@@ -273,15 +273,12 @@ def test_interrupts_restore_the_handlers(config: TrainConfig, monkeypatch: pytes
 
 def test_micro_batches_sum_to_the_same_gradient(config: TrainConfig, tmp_path: Path):
     """In eval mode: the masks of dropout would differ."""
-    from upbench.registry import find_method
-    from upbench.traindata import prepare
+    from upbench.traindata import MixedPool, prepare
 
     pool = prepare(config.images, FakeBackbone(), config.views)  # type: ignore[arg-type]
     gradients = []
     for size in (1, 4):
-        run = _Run(
-            change(config, micro_batch=size), find_method(config.method), 4, torch.device("cpu"), pool, None
-        )
+        run = _Run(change(config, micro_batch=size), 4, torch.device("cpu"), MixedPool([pool]), {})
         run.model.eval()
         run.optimise(pool.batch(0, 4, 0))
         gradients.append(torch.cat([p.grad.flatten() for p in run.model.parameters() if p.grad is not None]))
@@ -334,6 +331,63 @@ def test_options_are_checked_before_anything_is_computed(config: TrainConfig, ba
     with pytest.raises(UpbenchError, match="'widht'; did you mean 'width'"):
         train(change(config, options={"widht": 5}))
     assert backbone.calls == 0
+
+
+@pytest.fixture
+def two_backbones(monkeypatch: pytest.MonkeyPatch, backbone: FakeBackbone) -> dict[str, FakeBackbone]:
+    both = {"narrow": backbone, "wide": FakeBackbone(8)}
+    monkeypatch.setattr("upbench.backbones.load_backbone", lambda name, device="cpu": both[name])
+    return both
+
+
+def test_two_backbones_take_turns(
+    config: TrainConfig, two_backbones: dict[str, FakeBackbone], monkeypatch: pytest.MonkeyPatch
+):
+    widths: list[int] = []
+    optimise = _Run.optimise
+
+    def noted(run: _Run, batch: Batch) -> float:
+        widths.append(batch.features.shape[1])
+        return optimise(run, batch)
+
+    monkeypatch.setattr(_Run, "optimise", noted)
+    result = train(
+        change(
+            config,
+            method="raysup",
+            options={"dim": 64},
+            backbone=tuple(two_backbones),
+            val_images=config.images,
+            val_views=2,
+            val_every=3,
+        )
+    )
+    assert widths == [4, 8, 4, 8, 4, 8]
+    rows = [json.loads(line) for line in result.curve.read_text().splitlines()]
+    measured = next(row for row in rows if row["step"] == 3)
+    each = [measured[f"val_cosine/{name}"] for name in two_backbones]
+    assert each[0] != each[1]
+    assert measured["val_cosine"] == pytest.approx(sum(each) / 2)
+    with safe_open(result.out, framework="pt") as file:
+        assert file.metadata()["backbone"] == "narrow, wide"
+        assert "--backbone narrow --backbone wide" in file.metadata()["command"]
+    assert "narrow, wide" in result.card.read_text()
+
+
+def test_parameters_that_depend_on_c_serve_one_width_only(
+    config: TrainConfig, two_backbones: dict[str, FakeBackbone]
+):
+    with pytest.raises(UpbenchError, match=r"'tiny-trainable' depend on C, .* 4 and 8 channels"):
+        train(change(config, backbone=tuple(two_backbones)))
+    assert all(backbone.calls == 0 for backbone in two_backbones.values())
+
+
+@pytest.mark.parametrize(
+    ("names", "message"), [((), "no backbone"), (("a", "b", "a"), "named twice: a, b, a")]
+)
+def test_a_wrong_number_of_backbones(config: TrainConfig, names: tuple[str, ...], message: str):
+    with pytest.raises(UpbenchError, match=message):
+        change(config, backbone=names)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def model_card(
     facts = {
         "Method": config.method,
         **({"Options": _options(config)} if config.options else {}),
-        "Backbone": config.backbone,
+        "Backbone": ", ".join(config.backbone),
         "Photos": ", ".join(Path(folder).as_posix() for folder in config.images),
         "Licence of the photos": "(to be filled in)",
         "Licence of the weights": "(to be filled in)",

@@ -16,7 +16,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +32,7 @@ from upbench.errors import UpbenchError, unknown
 from upbench.progress import Bar, bar, say
 from upbench.registry import find_method
 from upbench.trainconfig import TrainConfig, TrainPaths, TrainResult, ViewConfig
-from upbench.traindata import Batch, ViewPool, prepare
+from upbench.traindata import Batch, MixedPool, ViewPool, prepare
 
 if TYPE_CHECKING:
     from upbench.base import Upsampler
@@ -74,27 +74,15 @@ def train(config: TrainConfig) -> TrainResult:
     SIGTERM and SIGINT (from the main thread) end the run after the step in progress, with a checkpoint.
 
     Raises:
-        UpbenchError: Unknown method, backbone or option; a method that has nothing to train; no images, or
-            one that cannot be read; an output that cannot be written, exists, or has a checkpoint of
+        UpbenchError: Unknown method, backbone or option; a method that has nothing to train, or whose
+            parameters depend on C where backbones differ in it; no images, or one that cannot be read; an
+            output that cannot be written, exists, or has a checkpoint of
             another run; a loss that is not finite.
     """
-    from upbench.backbones import load_backbone
-    from upbench.weights import load_method
-
-    cls = _trainable(config.method)
+    _trainable(config.method)
     device = _device(config.device)
     paths = _writable(config)
-    backbone = load_backbone(config.backbone, device=device)
-    load_method(config.method, config.init, backbone.channels, **config.options)  # before costly work
-    pool = prepare(config.images, backbone, config.views)
-    val = None
-    if config.val_images:
-        val_views = replace(
-            config.views, recipe="guidance", crops_per_image=1, scales_per_view=1, min_crop=1.0
-        )
-        val = prepare(config.val_images, backbone, val_views, limit=config.val_views)
-    run = _Run(config, cls, backbone.channels, device, pool, val)
-    del backbone  # its features are in the pool
+    run = _prepared(config, device)
     if config.resume and paths.resume.is_file():
         run.restore(paths.resume)
     with _stop_requests() as stop:
@@ -105,17 +93,31 @@ def train(config: TrainConfig) -> TrainResult:
     return _finish(run, paths)
 
 
+def _prepared(config: TrainConfig, device: torch.device) -> _Run:
+    """A run at its start. It holds the features of its views; the backbones have gone."""
+    from upbench.backbones import load_backbone
+
+    backbones = {name: load_backbone(name, device=device) for name in config.backbone}
+    _check_parameters(config, [backbone.channels for backbone in backbones.values()])  # before costly work
+    pool = MixedPool([prepare(config.images, backbone, config.views) for backbone in backbones.values()])
+    val = {}
+    if config.val_images:
+        views = replace(config.views, recipe="guidance", crops_per_image=1, scales_per_view=1, min_crop=1.0)
+        for name, backbone in backbones.items():
+            val[name] = prepare(config.val_images, backbone, views, limit=config.val_views)
+    return _Run(config, backbones[config.backbone[0]].channels, device, pool, val)
+
+
 class _Run:
     """The state of a training run, and its loop."""
 
     def __init__(
         self,
         config: TrainConfig,
-        cls: type[Upsampler],
         channels: int,
         device: torch.device,
-        pool: ViewPool,
-        val: ViewPool | None,
+        pool: MixedPool,
+        val: Mapping[str, ViewPool],
     ) -> None:
         from upbench.weights import load_method
 
@@ -135,7 +137,7 @@ class _Run:
         self.loss = math.nan
         self.seconds = 0.0
         self.curve: list[dict[str, float]] = []
-        self.baseline = None if val is None else self.measure(val, find_method("bilinear")(channels=channels))
+        self.baseline = self.validate(find_method("bilinear")(channels=channels)).get("val_cosine")
 
     def train(self, paths: TrainPaths, stop: threading.Event) -> bool:
         """Steps until the end or until `stop`; returns whether it is the end."""
@@ -194,6 +196,15 @@ class _Run:
             dense = model(model.normalize(batch.image), batch.features, (batch.output, batch.output))
         return batch.covered(dense).float()
 
+    def validate(self, model: Upsampler) -> dict[str, float]:
+        """`val_cosine`, the mean over the backbones, and where there are several, that of each."""
+        each = {name: self.measure(pool, model) for name, pool in self.val.items()}
+        if not each:
+            return {}
+        mean = sum(each.values()) / len(each)
+        own = {f"val_cosine/{name}": value for name, value in each.items()} if len(each) > 1 else {}
+        return {"val_cosine": mean, **own}
+
     @torch.no_grad()
     def measure(self, pool: ViewPool, model: Upsampler) -> float:
         """Mean cosine similarity to the high-resolution features over a pool."""
@@ -205,10 +216,9 @@ class _Run:
         return sum(similarities) / len(similarities)
 
     def _log(self, paths: TrainPaths, progress: Bar) -> None:
-        measured = self.val is not None and (
-            self.step % self.config.val_every == 0 or self.step == self.config.steps
-        )
-        if not (measured or self.step % self.config.log_every == 0 or self.step == self.config.steps):
+        last = self.step == self.config.steps
+        measured = bool(self.val) and (self.step % self.config.val_every == 0 or last)
+        if not (measured or self.step % self.config.log_every == 0 or last):
             return
         row: dict[str, float] = {
             "step": self.step,
@@ -216,9 +226,9 @@ class _Run:
             "lr": learning_rate(self.config, self.step - 1),
         }
         note = f"loss {self.loss:.4f}"
-        if measured and self.val is not None:
+        if measured:
             self.model.eval()
-            row["val_cosine"] = self.measure(self.val, self.model)
+            row |= self.validate(self.model)
             self.model.train()
             note += f", cosine {row['val_cosine']:.4f} (bilinear {self.baseline:.4f})"
             say(f"step {self.step}: {note}")
@@ -295,7 +305,7 @@ def _finish(run: _Run, paths: TrainPaths) -> TrainResult:
     machine = describe(run.device.type)
     metadata = {
         "method": run.config.method,
-        "backbone": run.config.backbone,
+        "backbone": ", ".join(run.config.backbone),
         "channels": str(run.model.channels),
         "options": json.dumps(run.config.options, sort_keys=True),
         "recipe": run.config.views.recipe,
@@ -325,6 +335,22 @@ def _trainable(name: str) -> type[Upsampler]:
     if cls.uses_backbone:  # the pool holds features; the backbone is gone when training begins
         raise UpbenchError(f"method '{name}' runs the backbone itself; such methods cannot be trained")
     return cls
+
+
+def _check_parameters(config: TrainConfig, widths: Sequence[int]) -> None:
+    """Builds the method for the C of each backbone; one set of parameters has to serve them all."""
+    from upbench.weights import load_method
+
+    shapes: dict[int, dict[str, torch.Size]] = {}
+    for channels in dict.fromkeys(widths):
+        method = load_method(config.method, config.init, channels, **config.options)
+        shapes[channels] = {name: tensor.shape for name, tensor in method.state_dict().items()}
+    first, *others = shapes.values()
+    if any(other != first for other in others):
+        raise UpbenchError(
+            f"parameters of method '{config.method}' depend on C, and the backbones have "
+            f"{' and '.join(map(str, shapes))} channels; train it on one of them"
+        )
 
 
 def _device(name: str) -> torch.device:

@@ -80,7 +80,8 @@ class TrainConfig:
         method: Name of a trainable method.
         images: Folders with photos, searched with their subfolders.
         out: File for the weights, ending in .safetensors.
-        backbone: Name of the frozen backbone.
+        backbone: Names of the frozen backbones. With several, steps take them in turn; that is for methods
+            whose parameters do not depend on C.
         steps: Optimiser steps.
         batch: Views per step.
         guidance_sizes: Sides in pixels to which the guidance is shrunk, one of them drawn for each step;
@@ -112,7 +113,7 @@ class TrainConfig:
     method: str
     images: tuple[str, ...]
     out: str
-    backbone: str = "dinov2_vits14_focus"
+    backbone: tuple[str, ...] = ("dinov2_vits14_focus",)
     steps: int = 2000
     batch: int = 4
     guidance_sizes: tuple[int, ...] = ()
@@ -144,6 +145,10 @@ class TrainConfig:
         for name in ("steps", "batch", "val_views", "val_every", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise UpbenchError(f"{name.replace('_', ' ')} must be at least 1, got {getattr(self, name)}")
+        if not self.backbone:
+            raise UpbenchError("no backbone was given")
+        if len(set(self.backbone)) < len(self.backbone):
+            raise UpbenchError(f"a backbone is named twice: {', '.join(self.backbone)}")
         if not 0 < self.lr < math.inf:
             raise UpbenchError(f"lr must be positive, got {self.lr}")
         for size in self.guidance_sizes:
@@ -165,7 +170,12 @@ class TrainConfig:
 
     def command(self) -> str:
         """The command line that repeats the run (defaults left out)."""
-        words = ["upbench", "train", self.method, "--backbone", self.backbone]
+        words = [
+            "upbench",
+            "train",
+            self.method,
+            *(w for name in self.backbone for w in ("--backbone", name)),
+        ]
         words += [w for folder in self.images for w in ("--images", folder)]
         words += ["--steps", str(self.steps), "--batch", str(self.batch), "--out", self.out]
         mine, default = asdict(self), asdict(TrainConfig(self.method, self.images, self.out))
@@ -198,7 +208,7 @@ class TrainResult:
         steps: Steps done.
         images_seen: Views that went through the method.
         loss: Smoothed training loss.
-        val_cosine: Mean cosine similarity on the validation views, or None.
+        val_cosine: Mean cosine similarity on the validation views (over backbones, too), or None.
         val_bilinear: The same of bilinear interpolation, or None.
         finished: False where the run was told to stop; `--resume` goes on.
         seconds: Time in the training loop, over all resumptions.

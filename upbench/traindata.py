@@ -238,6 +238,26 @@ class ViewPool:
         return Batch(image.float() / 255, features.float(), target.float(), chosen[0].output, windows)
 
 
+class MixedPool:
+    """The views of several backbones; steps take them in turn, so that all get the same share."""
+
+    def __init__(self, pools: Sequence[ViewPool]) -> None:
+        """Args: pools: One of each backbone."""
+        self.pools = list(pools)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.pools))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the pools' own."""
+        return hashlib.sha256("\n".join(pool.fingerprint for pool in self.pools).encode()).hexdigest()
+
+    def batch(self, step: int, batch_size: int, seed: int) -> Batch:
+        """The batch of a training step (see `ViewPool.batch`)."""
+        return self.pools[step % len(self.pools)].batch(step, batch_size, seed)
+
+
 def prepare(
     folders: Sequence[str | Path],
     backbone: Backbone,
