@@ -271,10 +271,12 @@ def test_a_good_checkpoint_is_recorded_by_its_hash(toy, out, tmp_path):
     assert main(toy.arguments(out, f"toy_trained:{file}")) == 0
     first = load_records(out)[0]
     assert len(first.inputs["weights"]["sha256"]) == 64
-    save_file({"gain": torch.full((6, 1, 1), 2.0)}, file)
+    assert "images_seen" not in first.inputs["weights"]
+    save_file({"gain": torch.full((6, 1, 1), 2.0)}, file, {"images_seen": "70"})
     assert main(toy.arguments(out, f"toy_trained:{file}")) == 0
     (second,) = load_records(out)
     assert second.inputs["weights"]["sha256"] != first.inputs["weights"]["sha256"]
+    assert second.inputs["weights"]["images_seen"] == 70
 
 
 def test_a_gpu_that_is_not_there(toy, capsys, out, monkeypatch):

@@ -19,7 +19,7 @@ from upbench.errors import UpbenchError, unknown
 from upbench.protocol import ProbeConfig, find_preset
 from upbench.registry import find_method, find_task, load_plugin_files, open_dataset, plugins
 from upbench.sources import source_fingerprint
-from upbench.weights import load_method, resolve, weights_reason
+from upbench.weights import images_seen, load_method, resolve, weights_reason
 
 _GLANCE = 32  # pixels: a sample that is only looked at
 
@@ -202,9 +202,10 @@ def _check_method(spec: MethodSpec) -> dict[str, Any]:
     if spec.camera and not cls.uses_camera:
         raise UpbenchError(f"method '{spec.name}' uses no camera")
     weights = resolve(cls, spec.weights)
+    told = {"name": weights.name, "sha256": weights.sha256, "images_seen": images_seen(weights)}
     return {
         "method_source": source_fingerprint(cls),
-        "weights": {"name": weights.name, "sha256": weights.sha256},
+        "weights": {name: value for name, value in told.items() if value is not None or name == "sha256"},
     }
 
 

@@ -250,6 +250,15 @@ def trained_options(cls: type[Upsampler], resolved: ResolvedWeights) -> dict[str
     return {name: value for name, value in options.items() if name in cls.option_names()}
 
 
+def images_seen(resolved: ResolvedWeights) -> int | None:
+    """How many images a checkpoint was trained on, or None where it does not say (`upbench train` does)."""
+    from upbench.checkpoint import read_metadata
+
+    noted = read_metadata(resolved.path) if resolved.path is not None else {}
+    text = noted.get("images_seen", "")
+    return int(text) if text.isdecimal() else None
+
+
 def options_unlike_training(
     cls: type[Upsampler], weights: str, options: Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:

@@ -226,6 +226,22 @@ def test_notes_tell_what_a_reader_must_know():
     assert "384 channels, 16x16 to 224x224" in notes
 
 
+def test_training_budgets_that_differ_are_named():
+    def trained(method: str, images: int | None) -> Record:
+        budget = {} if images is None else {"images_seen": images}
+        return record(method, inputs={"weights": {"name": "w", "sha256": "ab" * 32, **budget}})
+
+    alike = one_table(record("bilinear"), trained("naf", 2000), trained("jafar", 2000))
+    assert "Naf w (sha256 abababababab, trained on 2000 images)" in "\n".join(alike.notes)
+    assert "budgets" not in "\n".join(alike.notes)
+    unlike = one_table(
+        trained("naf", 2000), trained("jafar", 2000), trained("raysup", 6000), trained("anyup", None)
+    )
+    assert (
+        "Training budgets differ: Raysup 6000 images; Jafar, Naf 2000 images; Anyup not told" in unlike.notes
+    )
+
+
 def test_of_two_records_of_a_cell_the_later_one_counts_and_the_table_says_so():
     old = record("raysup", values=(1.0, 1.0), started="2026-01-01T00:00:00")
     new = record("raysup", values=(2.0, 2.0), started="2026-01-02T00:00:00")

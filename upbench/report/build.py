@@ -228,13 +228,25 @@ def _about_the_numbers(head: Cell, images: int | None) -> Iterable[str]:
 
 
 def _weights(cells: Iterable[Cell]) -> Iterable[str]:
-    found = {
-        f"{_label(cell)} {weights['name']} (sha256 {weights['sha256'][:12]})"
-        for cell in cells
-        if (weights := cell["inputs"].get("weights")) and weights.get("sha256")
-    }
+    found, budgets = {}, {}
+    for cell in cells:
+        weights = cell["inputs"].get("weights") or {}
+        if weights.get("sha256"):
+            label, images = _label(cell), weights.get("images_seen")
+            trained = "" if images is None else f", trained on {images} images"
+            found[label] = f"{label} {weights['name']} (sha256 {weights['sha256'][:12]}{trained})"
+            budgets[label] = images
     if found:
-        yield f"Weights: {', '.join(sorted(found))}"
+        yield f"Weights: {', '.join(sorted(found.values()))}"
+    if len(set(budgets.values())) > 1:
+        yield f"Training budgets differ: {'; '.join(_by_budget(budgets))}"
+
+
+def _by_budget(budgets: Mapping[str, int | None]) -> Iterable[str]:
+    """Rows of one budget together, the largest first, those that do not tell theirs last."""
+    for images in sorted(set(budgets.values()), key=lambda n: -1 if n is None else n, reverse=True):
+        rows = ", ".join(sorted(label for label, own in budgets.items() if own == images))
+        yield f"{rows} not told" if images is None else f"{rows} {images} images"
 
 
 def _machines(cells: Iterable[Cell]) -> Iterable[str]:
