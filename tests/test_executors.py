@@ -17,6 +17,7 @@ from upbench.executors import Lost, find_executor
 
 WORK = '''
 import os, signal, sys, time
+import torch
 
 def double(job):
     """Two results a job; some jobs end badly."""
@@ -32,6 +33,9 @@ def double(job):
 def where(job):
     print("noise on stdout is nobody's result", file=sys.stderr)
     yield os.getpid()
+
+def threads(job):
+    yield torch.get_num_threads()
 
 def sleeps(job):
     yield os.getpid()
@@ -81,6 +85,14 @@ def test_workers_are_other_processes_and_none_is_left(work):
     assert len(pids) == 1, "a worker takes one job after the other"
     assert os.getpid() not in pids
     assert not multiprocessing.active_children()
+
+
+def test_workers_share_the_cores_and_heed_omp_num_threads(work, monkeypatch):
+    monkeypatch.setattr("upbench.executors.usable_cores", lambda: 4)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert [n for _, n in find_executor("process")(work.threads, [1], workers=2)] == [2]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert [n for _, n in find_executor("process")(work.threads, [1], workers=2)] == [1]
 
 
 def test_leaving_early_ends_the_workers(work):

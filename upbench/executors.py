@@ -192,7 +192,7 @@ def _serve(work: Work[Job, Any], pipe: Connection, threads: int) -> None:
     be_quiet()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if torch := sys.modules.get("torch"):  # workers that all use all cores wait for one another
-        torch.set_num_threads(threads)
+        torch.set_num_threads(min(threads, torch.get_num_threads()))  # OMP_NUM_THREADS may ask for fewer
     while True:
         try:
             job = pipe.recv()
