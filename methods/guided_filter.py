@@ -3,12 +3,17 @@ high."""
 
 from __future__ import annotations
 
+from copy import copy
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from upbench.base import Upsampler
-from upbench.ops.resample import resize, resize_guidance
+from upbench.base import Camera, Upsampler
+from upbench.ops.operator import Operator
+from upbench.ops.resample import interpolation_operator, resize_guidance
+from upbench.ops.separable import SeparableOperator
 
 _CHUNK = 32
 
@@ -54,50 +59,107 @@ class GuidedFilter(Upsampler):
 
     def forward(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Tensor:
         """See `Upsampler.forward`; the image is RGB in 0..1. Fits in float64, applies in float32."""
+        operator = self.operator(image, features, output_size)
+        out = features.new_empty(*features.shape[:2], *output_size)
+        for first in range(0, features.shape[1], _CHUNK):
+            some = features[:, None, first : first + _CHUNK].float()
+            out[:, first : first + _CHUNK] = operator(some)
+        return out
+
+    def operator(
+        self, image: Tensor, features: Tensor, output_size: tuple[int, int], camera: Camera | None = None
+    ) -> GuidedOperator:
+        """What of the filter the image decides (see `Upsampler.operator`)."""
         image = image.float()
         high = resize_guidance(image, output_size)
         # The moments of a covariance nearly cancel, and eps is small.
         low = resize_guidance(image, (int(features.shape[-2]), int(features.shape[-1]))).double()
-        low_mean = self._box(low)
-        inverse = self._inverse_covariance(low, low_mean)
-        out = features.new_empty(*features.shape[:2], *output_size)
-        for first in range(0, features.shape[1], _CHUNK):
-            some = features[:, first : first + _CHUNK].double()
-            a, b = self._coefficients(some, low, low_mean, inverse)
-            out[:, first : first + _CHUNK] = _apply(a.float(), b.float(), high)
-        return out
+        fit = ColourFit(low, self.radius, self.eps)
+        return GuidedOperator(fit, high, interpolation_operator(features, output_size, "bilinear"))
+
+
+class ColourFit:
+    """The least-squares fit of low-resolution values as affine functions of colour, window by window.
+
+    Attributes:
+        low: `[B, 3, h, w]` float64 colours of the cells.
+        mean: Their means over the windows.
+        inverse: `[B, h, w, 3, 3]`, inverse of Cov(J) + eps in each window.
+    """
+
+    def __init__(self, low: Tensor, radius: int, eps: float) -> None:
+        """Args: low: See the class. radius, eps: As those of the method."""
+        self.radius = radius
+        self.low = low
+        self.mean = self._box(low)
+        b, _, h, w = low.shape
+        second = self._box((low[:, :, None] * low[:, None]).reshape(b, 9, h, w))
+        covariance = second.reshape(b, 3, 3, h, w) - self.mean[:, :, None] * self.mean[:, None]
+        covariance = covariance.permute(0, 3, 4, 1, 2)
+        self.inverse: Tensor = torch.linalg.inv(covariance + eps * torch.eye(3).to(low))
+
+    def __call__(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The averaged a `[B, 3, K, h, w]` and b `[B, K, h, w]` of values `[B, K, h, w]`, in their dtype."""
+        p = values.to(self.low.dtype)
+        batch, k, h, w = p.shape
+        p_mean = self._box(p)
+        product = self._box((self.low[:, :, None] * p[:, None]).reshape(batch, 3 * k, h, w))
+        covariance = product.reshape(batch, 3, k, h, w) - self.mean[:, :, None] * p_mean[:, None]
+        a = torch.einsum("bhwij,bjkhw->bikhw", self.inverse, covariance)
+        b = p_mean - torch.einsum("bikhw,bihw->bkhw", a, self.mean)
+        a, b = self._box(a.reshape(batch, 3 * k, h, w)).reshape(a.shape), self._box(b)
+        return a.to(values.dtype), b.to(values.dtype)
 
     def _box(self, x: Tensor) -> Tensor:
         """Mean over the window around each cell, over the cells that exist."""
         size = 2 * self.radius + 1
         return F.avg_pool2d(x, size, stride=1, padding=self.radius, count_include_pad=False)
 
-    def _inverse_covariance(self, low: Tensor, low_mean: Tensor) -> Tensor:
-        """`[B, h, w, 3, 3]`, inverse of Cov(J) + eps in each window."""
-        b, _, h, w = low.shape
-        second = self._box((low[:, :, None] * low[:, None]).reshape(b, 9, h, w))
-        covariance = second.reshape(b, 3, 3, h, w) - low_mean[:, :, None] * low_mean[:, None]
-        covariance = covariance.permute(0, 3, 4, 1, 2)
-        inverse: Tensor = torch.linalg.inv(covariance + self.eps * torch.eye(3).to(low))
-        return inverse
+    def moved(self, device: torch.device) -> ColourFit:
+        """The same on another device."""
+        other = copy(self)
+        other.low, other.mean, other.inverse = (x.to(device) for x in (self.low, self.mean, self.inverse))
+        return other
 
-    def _coefficients(
-        self, p: Tensor, low: Tensor, low_mean: Tensor, inverse: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The averaged a `[B, 3, C, h, w]` and b `[B, C, h, w]`."""
-        batch, c, h, w = p.shape
-        p_mean = self._box(p)
-        product = self._box((low[:, :, None] * p[:, None]).reshape(batch, 3 * c, h, w))
-        covariance = product.reshape(batch, 3, c, h, w) - low_mean[:, :, None] * p_mean[:, None]
-        a = torch.einsum("bhwij,bjchw->bichw", inverse, covariance)
-        b = p_mean - torch.einsum("bichw,bihw->bchw", a, low_mean)
-        return self._box(a.reshape(batch, 3 * c, h, w)).reshape(a.shape), self._box(b)
+    def nbytes(self) -> int:
+        """Bytes of the tensors."""
+        return sum(x.numel() * x.element_size() for x in (self.low, self.mean, self.inverse))
 
 
-def _apply(a: Tensor, b: Tensor, high: Tensor) -> Tensor:
-    """q = a . I + b at output resolution."""
-    size = (int(high.shape[-2]), int(high.shape[-1]))
-    out = resize(b, size, "bilinear")
-    for colour in range(3):
-        out.addcmul_(resize(a[:, colour], size, "bilinear"), high[:, colour : colour + 1])
-    return out
+class GuidedOperator(Operator):
+    """q = a . I + b, with a and b interpolated to the output's pixels.
+
+    Attributes:
+        fit: Values to a and b.
+        high: `[B, 3, H, W]` float32, I at the output's pixels.
+        interpolation: Of a and b.
+    """
+
+    def __init__(self, fit: ColourFit, high: Tensor, interpolation: SeparableOperator) -> None:
+        """Args: see the class."""
+        self.fit = fit
+        self.high = high
+        self.interpolation = interpolation
+        self.output_size = interpolation.output_size
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """See `Operator`."""
+        a, b = self.fit(values.sum(1))
+        out: Tensor = self.interpolation(b[:, None])
+        for colour in range(3):
+            out = torch.addcmul(out, self.interpolation(a[:, None, colour]), self.high[:, colour, None])
+        return out
+
+    def crop(self, rows: slice, cols: slice) -> GuidedOperator:
+        """See `Operator`; the fit stays whole."""
+        return GuidedOperator(self.fit, self.high[:, :, rows, cols], self.interpolation.crop(rows, cols))
+
+    def to(self, *args: Any, **kwargs: Any) -> GuidedOperator:
+        """See `Operator`; it moves, and keeps its precision: slopes along faint edges are large."""
+        device = self.high.new_empty(0).to(*args, **kwargs).device
+        moved = self.interpolation.to(device)
+        return GuidedOperator(self.fit.moved(device), self.high.to(device), moved)
+
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return self.fit.nbytes() + self.interpolation.nbytes() + self.high.numel() * self.high.element_size()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from typing import Any
 
@@ -133,6 +134,20 @@ def test_is_sharper_than_bilinear_at_an_edge_of_the_image(name: str) -> None:
 def test_refuses_options_out_of_range(name: str, options: dict[str, Any]) -> None:
     with pytest.raises(UpbenchError, match=next(iter(options))):
         find_method(name).build(**options)
+
+
+def test_the_guided_filters_operator_is_kept_whole_and_precise() -> None:
+    """A run halves operators, or puts them into files, where memory is short."""
+    torch.manual_seed(0)
+    image, features = torch.rand(1, 3, 56, 42), torch.randn(1, 5, 4, 3)
+    operator = find_method("guided_filter")().operator(image, features, (56, 42))
+    assert operator is not None
+    assert operator.nbytes() > 3 * 56 * 42 * 4
+    file = io.BytesIO()
+    torch.save(operator.to(torch.float16), file)
+    file.seek(0)
+    again = torch.load(file, weights_only=False)
+    torch.testing.assert_close(again(features[:, None]), operator(features[:, None]), rtol=0, atol=0)
 
 
 def test_jbu_crop_is_a_crop() -> None:
