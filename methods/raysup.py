@@ -103,7 +103,7 @@ class RaysUp(Upsampler):
         ),
         "dinov2_vits14_focus_3400": Weights.shipped(
             "raysup",
-            "db55858d15751ea440166f572852dada2d6097073afcee40ef908cc4eaed32d4",
+            "a70faf768c37b7053c8a286c442182be1d48cdb34294b435e770469a531e91fa",
             variant="_3400",
         ),
     }

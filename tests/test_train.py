@@ -193,6 +193,14 @@ def test_a_run_learns_and_leaves_weights_curve_and_card(config: TrainConfig):
     }
 
 
+def test_a_second_training_counts_the_images_of_the_first(config: TrainConfig, tmp_path: Path):
+    first = train(config)
+    again = train(change(config, init=str(first.out), out=str(tmp_path / "again.safetensors"), steps=2))
+    with safe_open(again.out, framework="pt") as file:
+        assert file.metadata()["images_seen"] == str(first.images_seen + 4)
+    assert again.images_seen == 4
+
+
 def test_trained_weights_load_as_a_checkpoint(config: TrainConfig):
     from upbench.weights import load_method
 

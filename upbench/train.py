@@ -310,7 +310,7 @@ def _finish(run: _Run, paths: TrainPaths) -> TrainResult:
         "options": json.dumps(run.config.options, sort_keys=True),
         "recipe": run.config.views.recipe,
         "steps": str(result.steps),
-        "images_seen": str(result.images_seen),
+        "images_seen": str(result.images_seen + _seen_before(run.config)),
         "loss": f"{result.loss:.6f}",
         "seed": str(run.config.seed),
         "command": run.config.command(),
@@ -326,6 +326,13 @@ def _finish(run: _Run, paths: TrainPaths) -> TrainResult:
     paths.resume.unlink(missing_ok=True)
     say(f"{paths.out}: sha256 {result.sha256}")
     return result
+
+
+def _seen_before(config: TrainConfig) -> int:
+    """Images that the weights were trained on from which the run started."""
+    from upbench.weights import images_seen, resolve
+
+    return images_seen(resolve(find_method(config.method), config.init)) or 0
 
 
 def _trainable(name: str) -> type[Upsampler]:

@@ -97,7 +97,7 @@ class TrainConfig:
         schedule: "cosine" (down to zero at the last step) or "constant", after the warm-up.
         clip: Largest norm of the gradient; 0 for no limit.
         seed: Of initial weights, batches and views.
-        init: Weights to start from, as for `load_method`.
+        init: Weights to start from, as for `load_method`; their images count in what the file says of itself.
         options: Options of the method's constructor.
         device: "auto", "cpu", "cuda" or what torch knows.
         dtype: "bf16" runs the method under autocast; "auto" does so on a GPU only.
