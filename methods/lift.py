@@ -52,6 +52,10 @@ class LiFT(Upsampler):
     trainable = True
     native_ratio = 2
     weights = {
+        "dinov2_vits14_focus": Weights.shipped(
+            "lift", "92ce268428564e74ff4c765c45d87137a65f2446b9626229759b1efda875aab8", channels=384
+        ),
+    } | {
         name: Weights(
             _FOLDER,
             filename=f"{name}.pth",
@@ -63,6 +67,7 @@ class LiFT(Upsampler):
         )
         for name, (backbone, channels) in _RELEASED.items()
     }
+    default_weights = "dinov2_vits14_focus"
 
     def __init__(self, channels: int = 384) -> None:
         """Builds the method with random weights.
