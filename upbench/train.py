@@ -76,8 +76,8 @@ def train(config: TrainConfig) -> TrainResult:
     Raises:
         UpbenchError: Unknown method, backbone or option; a method that has nothing to train, or whose
             parameters depend on C where backbones differ in it; no images, or one that cannot be read; an
-            output that cannot be written, exists, or has a checkpoint of
-            another run; a loss that is not finite.
+            output that cannot be written, exists, or has a checkpoint of another run; a loss that is not
+            finite.
     """
     _trainable(config.method)
     device = _device(config.device)

@@ -170,12 +170,8 @@ class TrainConfig:
 
     def command(self) -> str:
         """The command line that repeats the run (defaults left out)."""
-        words = [
-            "upbench",
-            "train",
-            self.method,
-            *(w for name in self.backbone for w in ("--backbone", name)),
-        ]
+        words = ["upbench", "train", self.method]
+        words += [w for name in self.backbone for w in ("--backbone", name)]
         words += [w for folder in self.images for w in ("--images", folder)]
         words += ["--steps", str(self.steps), "--batch", str(self.batch), "--out", self.out]
         mine, default = asdict(self), asdict(TrainConfig(self.method, self.images, self.out))
