@@ -198,7 +198,8 @@ def test_a_second_training_counts_the_images_of_the_first(config: TrainConfig, t
     again = train(change(config, init=str(first.out), out=str(tmp_path / "again.safetensors"), steps=2))
     with safe_open(again.out, framework="pt") as file:
         assert file.metadata()["images_seen"] == str(first.images_seen + 4)
-    assert again.images_seen == 4
+    assert (again.images_seen, again.images_before) == (4, first.images_seen)
+    assert f" views, after {first.images_seen} images of `{first.out.name}` |" in again.card.read_text()
 
 
 def test_trained_weights_load_as_a_checkpoint(config: TrainConfig):

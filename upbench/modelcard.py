@@ -39,7 +39,7 @@ def model_card(
         "Licence of the photos": "(to be filled in)",
         "Licence of the weights": "(to be filled in)",
         "Recipe": f"{config.views.recipe}: {_recipe(config)}",
-        "Steps": f"{result.steps} with batch {config.batch}: {result.images_seen} images of {views} views",
+        "Steps": _steps(config, result, views),
         "Optimiser": f"AdamW, rate {config.lr:g} ({config.schedule}, {config.warmup} steps of warm-up), "
         f"weight decay {config.weight_decay:g}, gradient norm at most {config.clip:g}",
         "Seed": config.seed,
@@ -58,6 +58,14 @@ def model_card(
 
 def _options(config: TrainConfig) -> str:
     return ", ".join(f"{name} {value}" for name, value in config.options.items())
+
+
+def _steps(config: TrainConfig, result: TrainResult, views: int) -> str:
+    text = f"{result.steps} with batch {config.batch}: {result.images_seen} images of {views} views"
+    if config.init == "none":
+        return text
+    before = f"{result.images_before} images" if result.images_before else "a number not told"
+    return f"{text}, after {before} of `{Path(config.init).name}`"
 
 
 def _recipe(config: TrainConfig) -> str:

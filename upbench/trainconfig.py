@@ -203,6 +203,7 @@ class TrainResult:
         sha256: Of that file, or None.
         steps: Steps done.
         images_seen: Views that went through the method.
+        images_before: Images that the weights it began from (`init`) had been trained on; 0 where not told.
         loss: Smoothed training loss.
         val_cosine: Mean cosine similarity on the validation views (over backbones, too), or None.
         val_bilinear: The same of bilinear interpolation, or None.
@@ -216,6 +217,7 @@ class TrainResult:
     sha256: str | None
     steps: int
     images_seen: int
+    images_before: int
     loss: float
     val_cosine: float | None
     val_bilinear: float | None
