@@ -54,7 +54,12 @@ class AnyUp(Upsampler):
     trainable = True
     weights = {
         "dinov2_vits14_focus": Weights.shipped(
-            "anyup", "cd668357c54fb901528a660dd2de1e565629a3f431fa32697da94a50580fa442"
+            "anyup", "6dafc91dfcaa1391d01d9bfd2b5b5ebac59ff4ecb6837e773cac7d00ed7a4b28"
+        ),
+        "dinov2_vits14_focus_2000": Weights.shipped(
+            "anyup",
+            "cd668357c54fb901528a660dd2de1e565629a3f431fa32697da94a50580fa442",
+            variant="_2000",
         ),
         "paper": Weights(
             f"{_RELEASES}/checkpoint/anyup_paper.pth",

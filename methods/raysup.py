@@ -99,12 +99,12 @@ class RaysUp(Upsampler):
     uses_camera = True
     weights = {
         "dinov2_vits14_focus": Weights.shipped(
-            "raysup", "715b770cff24a6961b8bf7bd9c289db961efc70efd8acbb78901e74f3f263187"
+            "raysup", "8362a791691833336804113257a4cad91848476d229d63f25e0c2f7f8a448f56"
         ),
-        "dinov2_vits14_focus_3400": Weights.shipped(
+        "dinov2_vits14_focus_2000": Weights.shipped(
             "raysup",
-            "a70faf768c37b7053c8a286c442182be1d48cdb34294b435e770469a531e91fa",
-            variant="_3400",
+            "715b770cff24a6961b8bf7bd9c289db961efc70efd8acbb78901e74f3f263187",
+            variant="_2000",
         ),
     }
     default_weights = "dinov2_vits14_focus"
