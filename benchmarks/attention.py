@@ -14,7 +14,6 @@ memory. "dense" is one matrix product of n x n matrices with 2 n^3 operations, a
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -26,12 +25,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from upbench.cache import replacing
 from upbench.cost import hardware
 from upbench.environment import describe
 from upbench.errors import UpbenchError
 from upbench.ops.window import window_attention
 from upbench.ops.windows import fraction_table, neighbourhood_table
+from upbench.records import write_json
 
 PATCH, HEADS, KERNEL, RADIUS = 14, 4, 6, 0.1
 KEYS = {"raysup": 256, "anyup": 128}
@@ -59,8 +58,7 @@ def main() -> int:
     result = {"hardware": hardware(), "environment": describe(), "rows": rows}
     print(table(result))
     if arguments.out:
-        with replacing(arguments.out) as temporary:
-            temporary.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(arguments.out, result)
     return 0
 
 

@@ -12,7 +12,6 @@ mean and boundary IoU; docs/protocol.md shows what it printed.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,6 @@ import torch
 from torch import Tensor
 
 from upbench.backbones import load_backbone
-from upbench.cache import replacing
 from upbench.datasets.base import IGNORE, Dataset, Sample
 from upbench.environment import describe
 from upbench.errors import UpbenchError
@@ -30,6 +28,7 @@ from upbench.features import cached_features
 from upbench.plan import splits
 from upbench.progress import track
 from upbench.protocol import find_preset
+from upbench.records import write_json
 from upbench.registry import find_task, open_dataset
 from upbench.upsampled import Upsampled
 from upbench.weights import load_method
@@ -108,8 +107,7 @@ def main() -> int:
         return 2
     print(table(result["splits"]))
     if arguments.out:
-        with replacing(arguments.out) as temporary:
-            temporary.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(arguments.out, result)
     return 0
 
 

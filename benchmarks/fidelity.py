@@ -12,7 +12,6 @@ the paired difference of the cosine to bilinear's. A method is NAME or NAME:WEIG
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -23,10 +22,11 @@ import torch.nn.functional as F
 
 from upbench.backbones import Backbone, load_backbone
 from upbench.base import Upsampler
-from upbench.cache import replacing, sha256_file
+from upbench.cache import sha256_file
 from upbench.environment import describe
 from upbench.errors import UpbenchError
 from upbench.progress import bar
+from upbench.records import write_json
 from upbench.trainconfig import ViewConfig
 from upbench.traindata import View, ViewPool, compute, find_photos, upright_size
 from upbench.weights import load_method
@@ -54,8 +54,7 @@ def main() -> int:
         return 2
     print(table(result))
     if arguments.out:
-        with replacing(arguments.out) as temporary:
-            temporary.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(arguments.out, result)
     return 0
 
 

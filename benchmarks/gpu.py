@@ -30,12 +30,12 @@ from typing import Any
 import torch
 from gpu_cases import Case
 
-from upbench.cache import replacing
 from upbench.cost import DTYPES, hardware
 from upbench.environment import describe
 from upbench.errors import UpbenchError, unknown
 from upbench.ops.backends import NAMES
 from upbench.progress import track
+from upbench.records import write_json
 
 OFFICIAL = {
     "raysup": ("official-raysup",),
@@ -80,8 +80,7 @@ def main() -> int:
         "environment": describe(arguments.device),
         **with_roofline(rows),
     }
-    with replacing(arguments.out) as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(arguments.out, result)
     print(table(result))
     return 0
 
