@@ -169,7 +169,6 @@ def test_memory_stays_bounded():
     """1024 channels at 256 x 256 are 268 MB; streaming them takes a fraction of that."""
     code = """
 import torch
-import torch.nn.functional as F
 from upbench import load_method, upsample_tiles
 from upbench.peakmemory import LINUX, _Meter
 torch.set_num_threads(1)
