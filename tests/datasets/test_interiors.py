@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 
 import upbench
+from tools.interiors.models import SHARED_CLASSES, class_of
+from tools.interiors.pack import pack
 from upbench.datasets.interiors import Interiors
 from upbench.datasets.interiors.classes import CLASSES, MERGED, RAW_CLASSES, merge_table
 from upbench.datasets.interiors.files import DATA_DIR, SPLITS
-from upbench.datasets.interiors.pack import pack
-from upbench.datasets.interiors.render.models import SHARED_CLASSES, class_of
 from upbench.datasets.interiors.scenes import Scene, SceneFolder
 from upbench.errors import UpbenchError
 
@@ -279,9 +279,7 @@ def test_packing_an_incomplete_folder_leaves_the_old_pack(tmp_path: Path) -> Non
 def test_dropped_scenes_are_not_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rendered = unpack(tmp_path / "rendered", 2)
     faulty = SceneFolder("val", rendered).index[0]["seed"]
-    monkeypatch.setattr(
-        "upbench.datasets.interiors.pack.dropped_seeds", lambda: {faulty: "a hole in the wall"}
-    )
+    monkeypatch.setattr("tools.interiors.pack.dropped_seeds", lambda: {faulty: "a hole in the wall"})
     pack(rendered, tmp_path / "packed")
     assert str(faulty) not in Interiors(tmp_path / "packed").names("val")
     assert len(Interiors(tmp_path / "packed").names("train")) == 2

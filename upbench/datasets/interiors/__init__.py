@@ -1,11 +1,11 @@
 """`interiors`: small rooms and tabletops, path traced, with exact labels, depth and normals.
 
 The scenes come packed with the package (`data/`), so that every machine has labelled images; they were made
-by `upbench.datasets.interiors.render`, and a folder of more of them can be given as `interiors:/path`.
+by `tools.interiors`, and a folder of more of them can be given as `interiors:/path`.
 
 Three splits that share no scene: `train`; `val`, other rooms with furniture of all models; and `val_heldout`,
-other rooms in which every model of the classes that are parted (see `render.models.SHARED_CLASSES`) is one
-that training never shows.
+other rooms in which every model of the classes that are parted (all but `SHARED_CLASSES`, see
+`tools.interiors.models`) is one that training never shows.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Interiors(Dataset):
     train_split = "train"
     eval_splits = ("val", "val_heldout")
     licence = "CC-BY-3.0 (models), CC0 (models, light)"
-    source = "rendered by upbench.datasets.interiors.render; credits in NOTICE"
+    source = "rendered by tools.interiors; credits in NOTICE"
 
     def __init__(self, root: Path | None = None) -> None:
         super().__init__(root)

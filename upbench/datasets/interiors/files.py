@@ -10,6 +10,3 @@ SUFFIXES = (".jpg", "_label.png", "_depth.png", "_normal.png")
 
 DATA_DIR = Path(__file__).parent / "data"
 """The packed scenes that come with the package."""
-
-DROPPED_FILE = Path(__file__).parent / "render" / "dropped.json"
-"""Seeds that were rendered and found faulty, each with its reason."""

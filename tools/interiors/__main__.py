@@ -1,4 +1,4 @@
-"""Command line of the renderer: `python -m upbench.datasets.interiors.render --help`."""
+"""Command line of the renderer: `python -m tools.interiors --help`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PACKAGES = {"mitsuba": "mitsuba", "mitsuba_oidn": "mitsuba-oidn", "skimage": "sc
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line's options."""
     parser = argparse.ArgumentParser(
-        prog="python -m upbench.datasets.interiors.render",
+        prog="python -m tools.interiors",
         description="Renders scenes of the dataset 'interiors'. Scenes that are finished are kept.",
     )
     parser.add_argument(

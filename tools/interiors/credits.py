@@ -1,6 +1,6 @@
 """Writes `NOTICE.md`: whose models are in the packed scenes.
 
-python -m upbench.datasets.interiors.render.credits > upbench/datasets/interiors/NOTICE.md
+python -m tools.interiors.credits > upbench/datasets/interiors/NOTICE.md
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OWNERS = {
 }
 HEAD = """# Credits of the dataset `interiors`
 
-The images, labels, depth and normals in `data/` are renderings made by `upbench.datasets.interiors.render`.
+The images, labels, depth and normals in `data/` are renderings made by `tools.interiors`.
 They show three-dimensional models and textures by the people below. The models were scaled, recoloured, given
 other textures and placed into rooms; nobody named here endorses the result. Neither models nor textures are
 redistributed. The renderings may be used under CC BY 3.0, naming the upbench developers and the authors

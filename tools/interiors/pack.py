@@ -1,8 +1,8 @@
 """Packs rendered scenes into what the repository ships: a few zip files and an index for each split.
 
-    python -m upbench.datasets.interiors.pack RENDERED [--out DIR]
+    python -m tools.interiors.pack RENDERED [--out DIR]
 
-`RENDERED` is a folder that `upbench.datasets.interiors.render` wrote: `<split>.jsonl` and, in `<split>/`,
+`RENDERED` is a folder that `tools.interiors` wrote: `<split>.jsonl` and, in `<split>/`,
 four files a scene.
 The result has the same indices, with the zip file of each scene in them, and can be read in its place.
 Zip files, because some 600 small files make a slow checkout and a slow installation; stored, because JPEG and
@@ -26,9 +26,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from upbench.datasets.interiors.files import DATA_DIR, SPLITS, SUFFIXES
 from upbench.errors import UpbenchError
 
-from .files import DATA_DIR, DROPPED_FILE, SPLITS, SUFFIXES
+DROPPED_FILE = Path(__file__).parent / "dropped.json"
+"""Seeds that were rendered and found faulty, each with its reason."""
 
 SHARD_BYTES = 4_500_000
 INDEX_KEYS = (
@@ -109,7 +111,7 @@ def pack(root: Path, out: Path, limits: dict[str, int] | None = None) -> dict[st
 
 def main(argv: list[str] | None = None) -> int:
     """Command line: packs a rendered folder and prints what it made."""
-    parser = argparse.ArgumentParser(prog="python -m upbench.datasets.interiors.pack", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.interiors.pack", description=__doc__)
     parser.add_argument("rendered", type=Path, help="folder that the renderer wrote")
     parser.add_argument(
         "--out", type=Path, default=DATA_DIR, help="folder to replace (default: the package's data)"

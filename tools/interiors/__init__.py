@@ -1,9 +1,9 @@
 """The generator of `interiors`: furnishes rooms, renders them, and writes their exact ground truth.
 
-    pip install 'upbench[render]'
+    pip install -e '.[render]'  # in the repository's root, as all that follows
     apt-get install libllvm19 sweethome3d-furniture
     npm install --prefix ~/.cache/upbench/render @pmndrs/assets
-    python -m upbench.datasets.interiors.render --split train --seed 5000 --count 8 --out rendered
+    python -m tools.interiors --split train --seed 5000 --count 8 --out rendered
     upbench run --datasets interiors:rendered ...
 
 The packed scenes are seeds 1000 to 1097 of `train`, 2000 to 2023 of `val` and 3000 to 3023 of `val_heldout`,

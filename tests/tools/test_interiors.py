@@ -16,13 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from upbench.datasets.interiors.classes import RAW_CLASSES
-from upbench.datasets.interiors.files import SUFFIXES
-from upbench.datasets.interiors.pack import dropped_seeds
-from upbench.datasets.interiors.render.__main__ import FIRST_SEEDS, finished, main
-from upbench.datasets.interiors.render.assets import default_folder, locate
-from upbench.datasets.interiors.render.catalogue import LIBRARIES, Catalogue
-from upbench.datasets.interiors.render.mesh import (
+from tools.interiors.__main__ import FIRST_SEEDS, finished, main
+from tools.interiors.assets import default_folder, locate
+from tools.interiors.catalogue import LIBRARIES, Catalogue
+from tools.interiors.mesh import (
     ModelStore,
     box_map,
     crease_normals,
@@ -30,7 +27,7 @@ from upbench.datasets.interiors.render.mesh import (
     parse_obj,
     ply_bytes,
 )
-from upbench.datasets.interiors.render.models import (
+from tools.interiors.models import (
     GROUPS,
     MAX_TRANSPARENT_SHARE,
     OPAQUE_CLASSES,
@@ -38,10 +35,14 @@ from upbench.datasets.interiors.render.models import (
     all_codes,
     class_of,
 )
+from tools.interiors.pack import dropped_seeds
+from upbench.datasets.interiors.classes import RAW_CLASSES
+from upbench.datasets.interiors.files import SUFFIXES
 from upbench.datasets.interiors.scenes import SceneFolder
 from upbench.errors import UpbenchError
 
-RENDER = [sys.executable, "-m", "upbench.datasets.interiors.render"]
+ROOT = Path(__file__).resolve().parents[2]
+RENDER = [sys.executable, "-m", "tools.interiors"]
 SEED = 2000  # one of the shipped scenes
 TINY = ["--split", "val", "--seed", str(SEED), "--size", "64", "--spp", "4", "--threads", "2"]
 
@@ -234,7 +235,7 @@ needs_renderer = pytest.mark.skipif(REASON is not None, reason=REASON or "")
 
 def run(*arguments: str) -> str:
     environment = {**os.environ, "UPBENCH_RENDER_ASSETS": str(default_folder())}
-    result = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False)
+    result = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False, cwd=ROOT)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -272,10 +273,10 @@ def test_a_scene_is_the_same_again_and_an_interrupted_one_is_redone(tmp_path: Pa
 @needs_renderer
 def test_rays_of_the_truth_are_those_of_the_image() -> None:
     code = """
-from upbench.datasets.interiors.render.__main__ import start_mitsuba
+from tools.interiors.__main__ import start_mitsuba
 start_mitsuba("llvm_ad_rgb", 1)
 import drjit as dr, mitsuba as mi, numpy as np
-from upbench.datasets.interiors.render.camera import View
+from tools.interiors.camera import View
 view = View(np.array([0.4, -2.5, 1.5]), np.array([-0.3, 1.0, 0.7]), 57.0)
 n = 32
 i = dr.arange(mi.UInt32, n * n)
