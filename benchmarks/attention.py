@@ -25,12 +25,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from upbench.cost import hardware
-from upbench.environment import describe
+from upbench.cost.measure import hardware
 from upbench.errors import UpbenchError
-from upbench.ops.window import window_attention
-from upbench.ops.windows import fraction_table, neighbourhood_table
-from upbench.records import write_json
+from upbench.ops.window.attention import window_attention
+from upbench.ops.window.tables import fraction_table, neighbourhood_table
+from upbench.results.records import write_json
+from upbench.system.environment import describe
 
 PATCH, HEADS, KERNEL, RADIUS = 14, 4, 6, 0.1
 KEYS = {"raysup": 256, "anyup": 128}

@@ -20,19 +20,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from upbench.backbones import load_backbone
-from upbench.datasets.base import IGNORE, Dataset, Sample
-from upbench.environment import describe
+from upbench.contracts.dataset import Dataset
+from upbench.contracts.sample import IGNORE, Sample
+from upbench.dense.view import Upsampled
 from upbench.errors import UpbenchError
-from upbench.features import cached_features
-from upbench.plan import splits
-from upbench.progress import track
-from upbench.protocol import find_preset
-from upbench.records import write_json
+from upbench.evaluate.protocol import find_preset
+from upbench.features.backbones import load_backbone
+from upbench.features.store import cached_features
 from upbench.registry import find_task, open_dataset
-from upbench.upsampled import Upsampled
-from upbench.weights import load_method
-from upbench.work import Samples
+from upbench.results.records import write_json
+from upbench.run.build import splits
+from upbench.run.samples import Samples
+from upbench.system.environment import describe
+from upbench.system.progress import track
+from upbench.weights.load import load_method
 
 _SHRINKAGE = 1e-3  # of the mean variance, added to every axis: rank-deficient outputs stay solvable
 _SAMPLE_BYTES = 1_000_000_000

@@ -20,16 +20,17 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from upbench.backbones import Backbone, load_backbone
-from upbench.base import Upsampler
-from upbench.cache import sha256_file
-from upbench.environment import describe
+from upbench.contracts.backbone import Backbone
+from upbench.contracts.upsampler import Upsampler
 from upbench.errors import UpbenchError
-from upbench.progress import bar
-from upbench.records import write_json
-from upbench.trainconfig import ViewConfig
-from upbench.traindata import View, ViewPool, compute, find_photos, upright_size
-from upbench.weights import load_method
+from upbench.features.backbones import load_backbone
+from upbench.results.records import write_json
+from upbench.system.cache import sha256_file
+from upbench.system.environment import describe
+from upbench.system.progress import bar
+from upbench.train.config import ViewConfig
+from upbench.train.views import View, ViewPool, compute, find_photos, upright_size
+from upbench.weights.load import load_method
 
 RATIOS = (2, 4)
 VIEW_SIZE = 448
@@ -95,7 +96,7 @@ def method(spec: str, channels: int) -> Upsampler:
 def weights_of(spec: str) -> str | None:
     """SHA-256 of the weights that NAME or NAME:WEIGHTS stands for, or None where there are none."""
     from upbench.registry import find_method
-    from upbench.weights import resolve
+    from upbench.weights.resolve import resolve
 
     name, _, weights = spec.partition(":")
     return resolve(find_method(name), weights or "default").sha256

@@ -12,8 +12,9 @@ import argparse
 
 import torch
 
-from upbench.peakmemory import Sizes, cpu_peak_memory
-from upbench.weights import load_method
+from upbench.contracts.upsampler import Sizes
+from upbench.cost.peakmemory import cpu_peak_memory
+from upbench.weights.load import load_method
 
 STANDARD = Sizes(384, (448, 448), (32, 32), (448, 448))
 LARGE = Sizes(384, (224, 224), (16, 16), (1024, 1024))

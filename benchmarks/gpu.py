@@ -30,12 +30,12 @@ from typing import Any
 import torch
 from gpu_cases import Case
 
-from upbench.cost import DTYPES, hardware
-from upbench.environment import describe
+from upbench.cost.measure import DTYPES, hardware
 from upbench.errors import UpbenchError, unknown
-from upbench.ops.backends import NAMES
-from upbench.progress import track
-from upbench.records import write_json
+from upbench.ops.window.backends import NAMES
+from upbench.results.records import write_json
+from upbench.system.environment import describe
+from upbench.system.progress import track
 
 OFFICIAL = {
     "raysup": ("official-raysup",),

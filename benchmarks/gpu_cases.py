@@ -20,10 +20,10 @@ import torch
 import torch._dynamo.utils
 from torch import Tensor
 
-from upbench.base import Upsampler
-from upbench.cost import DTYPES
+from upbench.contracts.upsampler import Upsampler
+from upbench.cost.measure import DTYPES
 from upbench.ops import use_backend
-from upbench.weights import load_method
+from upbench.weights.load import load_method
 
 PATCH = 14
 MOST_IMAGE = 448  # larger outputs are made of an image of this size

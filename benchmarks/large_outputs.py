@@ -33,7 +33,8 @@ def measure(case: str, budget: int) -> dict[str, Any]:
     import torch
 
     from upbench import load_method, upsample_tiles
-    from upbench.peakmemory import Sizes, _Meter
+    from upbench.contracts.upsampler import Sizes
+    from upbench.cost.peakmemory import _Meter
 
     name, image_side, feature_side, side, dtype, classes = CASES[case]
     kind = getattr(torch, dtype)

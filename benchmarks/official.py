@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from upbench.base import Upsampler
+from upbench.contracts.upsampler import Upsampler
 from upbench.errors import UpbenchError
 from upbench.layers.rays import default_intrinsics
-from upbench.ops.natten_window import neighbourhood_attention
+from upbench.ops.window.natten_window import neighbourhood_attention
 
 Forward = Callable[[Tensor, Tensor, tuple[int, int]], Tensor]
 

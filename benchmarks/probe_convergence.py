@@ -14,12 +14,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from upbench.config import RunConfig
 from upbench.errors import UpbenchError
-from upbench.protocol import find_preset
-from upbench.records import Record
+from upbench.evaluate.protocol import find_preset
 from upbench.registry import find_task
-from upbench.runner import run
+from upbench.results.records import Record
+from upbench.run.config import RunConfig
+from upbench.run.loop import run
 
 
 def main() -> int:

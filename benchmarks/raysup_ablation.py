@@ -17,12 +17,13 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from upbench.checkpoint import read_metadata
-from upbench.cli import main as upbench
-from upbench.config import MethodSpec, RunConfig
+from upbench.cli.dispatch import main as upbench
+from upbench.cli.listing import as_text
 from upbench.errors import UpbenchError
-from upbench.listing import as_text
-from upbench.weights import load_method
+from upbench.results.cell import MethodSpec
+from upbench.run.config import RunConfig
+from upbench.system.checkpoint import read_metadata
+from upbench.weights.load import load_method
 
 SHARED = ("backbone", "recipe", "steps", "images_seen", "seed")
 """What all files must have in common."""

@@ -13,8 +13,8 @@ import sys
 
 from torch import nn
 
-from upbench.listing import as_text
-from upbench.weights import load_method
+from upbench.cli.listing import as_text
+from upbench.weights.load import load_method
 
 VARIANTS = (
     *({"encoder": name} for name in ("decoupled", "parallel", "multi", "dual", "single")),

@@ -21,10 +21,11 @@ from pathlib import Path
 
 import torch
 
-from upbench.cost import hardware
-from upbench.macs import count_macs
-from upbench.peakmemory import Sizes, cpu_peak_memory
-from upbench.weights import load_method
+from upbench.contracts.upsampler import Sizes
+from upbench.cost.macs import count_macs
+from upbench.cost.measure import hardware
+from upbench.cost.peakmemory import cpu_peak_memory
+from upbench.weights.load import load_method
 
 CHANNELS, STRIDE = 384, 14
 CHUNK = 1024  # queries at a time in the official code

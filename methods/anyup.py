@@ -10,15 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upbench.base import Camera, Upsampler
+from upbench.contracts.sample import Camera
+from upbench.contracts.upsampler import Upsampler
+from upbench.contracts.weights import Weights
 from upbench.errors import UpbenchError
 from upbench.layers.attention import Position, Projections, from_official
 from upbench.layers.convolutions import GROUPS, grid_of, pool, residual_encoder
 from upbench.layers.guidance import Guidance, enlarged
-from upbench.ops.tiled import TiledWindows
-from upbench.ops.window import WindowOperator, window_attention, window_operator
-from upbench.ops.windows import fraction_table
-from upbench.weights import Weights
+from upbench.ops.window.attention import WindowOperator, window_attention, window_operator
+from upbench.ops.window.tables import fraction_table
+from upbench.ops.window.tiled import TiledWindows
 
 HEADS = 4
 Part = tuple[slice, slice]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from upbench.base import Camera, Upsampler
+from upbench.contracts.sample import Camera
+from upbench.contracts.upsampler import Upsampler
 from upbench.ops.resample import interpolation_operator, resize
 from upbench.ops.separable import SeparableOperator
 

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upbench.base import Camera, Upsampler
+from upbench.contracts.sample import Camera
+from upbench.contracts.upsampler import Upsampler
+from upbench.contracts.weights import Weights
 from upbench.errors import UpbenchError, unknown
 from upbench.layers.stack import RATIO, Stack, gaussian_prior, shares_stages
 from upbench.ops.chain import ChainOperator, KernelMap
 from upbench.ops.reassemble import Padding
-from upbench.weights import Weights
 
 
 class CARAFE(Upsampler):

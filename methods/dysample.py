@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upbench.base import Camera, Upsampler
+from upbench.contracts.sample import Camera
+from upbench.contracts.upsampler import Upsampler
+from upbench.contracts.weights import Weights
 from upbench.errors import UpbenchError, unknown
 from upbench.layers.stack import RATIO, Stack, shares_stages
 from upbench.ops.chain import ChainOperator, LinearMap
-from upbench.weights import Weights
 
 STYLES = ("lp", "pl")
 REACH = 0.25

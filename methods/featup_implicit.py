@@ -10,19 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upbench.base import Camera, Upsampler
+from upbench.contracts.operator import SourcedOperator
+from upbench.contracts.sample import Camera
+from upbench.contracts.upsampler import MacCount, Upsampler
+from upbench.cost.macs import count_macs
 from upbench.errors import UpbenchError
 from upbench.layers.convolutions import grid_of
 from upbench.layers.waves import Waves, places
-from upbench.macs import MacCount, count_macs
 from upbench.ops.basis import BasisOperator
 from upbench.ops.jitter import Jitter
-from upbench.ops.operator import SourcedOperator
 from upbench.ops.resample import interpolation_matrix, resize, resize_guidance
-from upbench.progress import bar
+from upbench.system.progress import bar
 
 if TYPE_CHECKING:
-    from upbench.backbones import Backbone
+    from upbench.contracts.backbone import Backbone
 
 PAD = 30 / 224  # of a side, by reflection
 MAX_ZOOM = 1.8

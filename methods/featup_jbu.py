@@ -9,15 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upbench.base import Camera, Upsampler
+from upbench.contracts.operator import Operator, SourcedOperator
+from upbench.contracts.sample import Camera
+from upbench.contracts.upsampler import Upsampler
+from upbench.contracts.weights import Weights
 from upbench.errors import UpbenchError
 from upbench.layers.convolutions import grid_of
 from upbench.ops.chain import ChainOperator, LinearMap, resizing
-from upbench.ops.doubling import DoublingMap, doubling
-from upbench.ops.operator import Operator, SourcedOperator
 from upbench.ops.reassemble import Padding, affinity
 from upbench.ops.resample import to_size
-from upbench.weights import Weights
+from upbench.ops.window.doubling import DoublingMap, doubling
 
 STAGES = ("up1", "up2", "up3", "up4")
 RATIO = 2 ** len(STAGES)
@@ -59,7 +60,7 @@ class FeatUpJBU(Upsampler):
 
     The ratio is 16 whatever the image's size; other sizes are resized bilinearly from that
     (`upbench.ops.resample.to_size`). Interpolation and kernels are one operation
-    (`upbench.ops.doubling`): neither the interpolated map nor its 49 shifted copies exist.
+    (`upbench.ops.window.doubling`): neither the interpolated map nor its 49 shifted copies exist.
 
     Maps of a single row or column, too small to be reflected, repeat their border; the official code fails
     there. The image is averaged over the pixels of a grid as there (adaptive average pooling).

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from upbench.base import Camera, Upsampler
-from upbench.ops.operator import Operator
+from upbench.contracts.operator import Operator
+from upbench.contracts.sample import Camera
+from upbench.contracts.upsampler import Upsampler
 from upbench.ops.resample import interpolation_operator, resize_guidance
 from upbench.ops.separable import SeparableOperator
 

@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upbench.base import Camera, Upsampler
+from upbench.contracts.operator import Operator
+from upbench.contracts.sample import Camera
+from upbench.contracts.upsampler import Upsampler
+from upbench.contracts.weights import Weights
 from upbench.errors import UpbenchError
 from upbench.layers.attention import Position, Projections, from_official
 from upbench.layers.convolutions import GROUPS, Block, grid_of, pool, residual_encoder
 from upbench.ops.attention import global_attention, global_operator
-from upbench.ops.operator import Operator
-from upbench.weights import Weights
 
 HEADS = 4
 _OFFICIAL = {"sft_key.": "modulation."}

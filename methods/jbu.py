@@ -7,10 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from upbench.base import Camera, Upsampler
+from upbench.contracts.sample import Camera
+from upbench.contracts.upsampler import Upsampler
 from upbench.ops.resample import resize_guidance
-from upbench.ops.window import WindowOperator
-from upbench.ops.windows import Tiling, radius_table, tiling
+from upbench.ops.window.attention import WindowOperator
+from upbench.ops.window.tables import Tiling, radius_table, tiling
 
 
 class JBU(Upsampler):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from upbench.base import Camera, Upsampler
+from upbench.contracts.operator import SourcedOperator
+from upbench.contracts.sample import Camera
+from upbench.contracts.upsampler import Upsampler
 from upbench.errors import UpbenchError
 from upbench.layers.convolutions import grid_of
-from upbench.ops.operator import SourcedOperator
 from upbench.ops.resample import interpolation_operator, resize
 
 

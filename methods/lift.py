@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upbench.base import Upsampler
+from upbench.contracts.upsampler import Upsampler
+from upbench.contracts.weights import Weights
 from upbench.layers.convolutions import grid_of
 from upbench.ops.resample import doublings, to_size
-from upbench.weights import Weights
 
 WIDTH = 32  # channels of the image branch
 _FOLDER = "https://drive.google.com/drive/folders/12Q8n_vur3njOgAO1iu0P6tDIcszrnadd"

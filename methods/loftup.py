@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upbench.base import Upsampler
+from upbench.contracts.upsampler import Upsampler
+from upbench.contracts.weights import Weights
 from upbench.errors import UpbenchError, unknown
 from upbench.layers.attention import unpacked
 from upbench.layers.convolutions import grid_of
 from upbench.layers.waves import Waves, places
 from upbench.ops.attention import global_attention
-from upbench.weights import Weights
 
 HEADS = 4
 DEPTH = 2

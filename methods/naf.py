@@ -9,15 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upbench.base import Camera, Upsampler
+from upbench.contracts.sample import Camera
+from upbench.contracts.upsampler import Upsampler
+from upbench.contracts.weights import Weights
 from upbench.errors import UpbenchError
 from upbench.layers.convolutions import GROUPS, Branch, grid_of, pool
 from upbench.layers.guidance import Guidance, pooled_in_blocks
 from upbench.layers.rotary import axial_rotation, rotate, rotate_heads
-from upbench.ops.tiled import TiledWindows
-from upbench.ops.window import WindowOperator, window_attention, window_operator
-from upbench.ops.windows import neighbourhood_tables
-from upbench.weights import Weights
+from upbench.ops.window.attention import WindowOperator, window_attention, window_operator
+from upbench.ops.window.tables import neighbourhood_tables
+from upbench.ops.window.tiled import TiledWindows
 
 HEADS = 4
 Part = tuple[slice, slice]

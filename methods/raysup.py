@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from upbench.base import Camera, Upsampler
+from upbench.contracts.sample import Camera
+from upbench.contracts.upsampler import Upsampler
+from upbench.contracts.weights import Weights
 from upbench.errors import UpbenchError, unknown
 from upbench.layers.convolutions import GROUPS, Branch, grid_of, pool
 from upbench.layers.guidance import Guidance
@@ -23,10 +25,9 @@ from upbench.layers.rays import (
 )
 from upbench.layers.rotary import RotatedRows, axial_rotation, interleaved, rotate_heads, turned, turns
 from upbench.layers.strips import can_stream, stream
-from upbench.ops.tiled import TiledWindows
-from upbench.ops.window import QueryRows, WindowOperator, window_attention, window_operator
-from upbench.ops.windows import neighbourhood_tables
-from upbench.weights import Weights
+from upbench.ops.window.attention import QueryRows, WindowOperator, window_attention, window_operator
+from upbench.ops.window.tables import neighbourhood_tables
+from upbench.ops.window.tiled import TiledWindows
 
 HEADS = 4
 Shape = tuple[tuple[int, int], int, int, tuple[int, int]]

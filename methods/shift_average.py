@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from upbench.base import Camera, Upsampler
+from upbench.contracts.operator import SourcedOperator
+from upbench.contracts.sample import Camera
+from upbench.contracts.upsampler import Upsampler
 from upbench.errors import UpbenchError, unknown
 from upbench.layers.convolutions import grid_of
-from upbench.ops.operator import SourcedOperator
 from upbench.ops.placement import placement_matrix
 from upbench.ops.separable import SeparableOperator
 

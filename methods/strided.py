@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from upbench.base import Camera, Setting, Upsampler
+from upbench.contracts.operator import SourcedOperator
+from upbench.contracts.sample import Camera
+from upbench.contracts.upsampler import Setting, Upsampler
 from upbench.errors import UpbenchError
 from upbench.layers.convolutions import grid_of
-from upbench.ops.operator import SourcedOperator
 from upbench.ops.placement import placement_matrix
 from upbench.ops.separable import SeparableOperator
 
 if TYPE_CHECKING:
-    from upbench.backbones import Backbone
+    from upbench.contracts.backbone import Backbone
 
 
 class Strided(Upsampler):

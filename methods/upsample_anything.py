@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from upbench.base import Camera, Upsampler
+from upbench.contracts.operator import FunctionOperator, Operator
+from upbench.contracts.sample import Camera
+from upbench.contracts.upsampler import MacCount, Upsampler
 from upbench.errors import UpbenchError
-from upbench.macs import MacCount
 from upbench.ops.gaussians import (
     RADIUS,
     RECONSTRUCTION_MACS,
@@ -23,9 +24,8 @@ from upbench.ops.gaussians import (
     chunks,
     reconstruction,
 )
-from upbench.ops.operator import FunctionOperator, Operator
 from upbench.ops.resample import resize_guidance, to_size
-from upbench.progress import bar
+from upbench.system.progress import bar
 
 SIGMA_SPACE = 16.0  # initial standard deviations, in output pixels and in colour (0..1)
 SIGMA_COLOUR = 0.12

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from upbench import metrics as M
-from upbench.base import Evaluator, Metric, Task
-from upbench.datasets.base import Dataset, Sample
+from upbench.contracts.dataset import Dataset
+from upbench.contracts.sample import Sample
+from upbench.contracts.task import Evaluator, Metric, Task
+from upbench.metrics import depth as M
 
 BINS = 256
 MIN_DEPTH, MAX_DEPTH = 1e-3, 10.0
@@ -87,7 +89,7 @@ class DepthEvaluator(Evaluator):
     def compute(self) -> dict[str, float]:
         """See `Evaluator`; lengths in metres, deltas in per cent."""
         if not self.images:
-            return {metric.name: M.NAN for metric in Depth.metrics}
+            return {metric.name: math.nan for metric in Depth.metrics}
         return M.mean_over_images(self.images)
 
 

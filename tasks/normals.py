@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from upbench import metrics as M
-from upbench.base import Evaluator, Metric, Task
-from upbench.datasets.base import Dataset, Sample
+from upbench.contracts.dataset import Dataset
+from upbench.contracts.sample import Sample
+from upbench.contracts.task import Evaluator, Metric, Task
+from upbench.metrics import normals as M
 
 _TINY = 1e-12  # keeps the gradient of the norm finite where prediction and target are parallel
 
@@ -71,6 +74,6 @@ class NormalsEvaluator(Evaluator):
     def compute(self) -> dict[str, float]:
         """See `Evaluator`; angles in degrees, shares in per cent."""
         if self.totals is None:
-            return {metric.name: M.NAN for metric in Normals.metrics}
+            return {metric.name: math.nan for metric in Normals.metrics}
         values = M.angle_metrics(self.totals)
         return {m.name: values[m.name] * (100 if m.unit == "%" else 1) for m in Normals.metrics}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor
 
-from upbench import metrics as M
-from upbench.base import Evaluator, Metric, Task
-from upbench.datasets.base import IGNORE, Dataset, Sample
+from upbench.contracts.dataset import Dataset
+from upbench.contracts.sample import IGNORE, Sample
+from upbench.contracts.task import Evaluator, Metric, Task
 from upbench.errors import UpbenchError
+from upbench.metrics import segmentation as M
 
 
 class Segmentation(Task):
@@ -82,7 +85,7 @@ class SegmentationEvaluator(Evaluator):
     def compute(self) -> dict[str, float]:
         """See `Evaluator`; in per cent."""
         if self.confusion is None or self.boundary is None:
-            return {metric.name: M.NAN for metric in Segmentation.metrics}
+            return {metric.name: math.nan for metric in Segmentation.metrics}
         return {
             "miou": 100 * M.mean_iou(M.areas(self.confusion)),
             "pixel_accuracy": 100 * M.pixel_accuracy(self.confusion),

@@ -8,30 +8,33 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from upbench._old_paths import PATHS, install
+from upbench._version import __version__
+
+install()
 
 _LAZY = {
-    "Camera": "upbench.base",
-    "Evaluator": "upbench.base",
-    "Metric": "upbench.base",
-    "Setting": "upbench.base",
-    "Task": "upbench.base",
-    "Upsampler": "upbench.base",
-    "Backbone": "upbench.backbones",
-    "load_backbone": "upbench.backbones",
-    "Dataset": "upbench.datasets.base",
-    "Sample": "upbench.datasets.base",
+    "Camera": "upbench.contracts.sample",
+    "Evaluator": "upbench.contracts.task",
+    "Metric": "upbench.contracts.task",
+    "Setting": "upbench.contracts.upsampler",
+    "Task": "upbench.contracts.task",
+    "Upsampler": "upbench.contracts.upsampler",
+    "Backbone": "upbench.contracts.backbone",
+    "load_backbone": "upbench.features.backbones",
+    "Dataset": "upbench.contracts.dataset",
+    "Sample": "upbench.contracts.sample",
     "UpbenchError": "upbench.errors",
-    "RunConfig": "upbench.config",
-    "Record": "upbench.records",
-    "read_records": "upbench.records",
+    "RunConfig": "upbench.run.config",
+    "Record": "upbench.results.records",
+    "read_records": "upbench.results.records",
     "open_dataset": "upbench.registry",
     "plugins": "upbench.registry",
-    "run": "upbench.runner",
-    "upsample_tiles": "upbench.streaming",
-    "upsample_to": "upbench.streaming",
-    "Weights": "upbench.weights",
-    "load_method": "upbench.weights",
+    "run": "upbench.run",
+    "upsample_tiles": "upbench.dense.tiles",
+    "upsample_to": "upbench.dense.tiles",
+    "Weights": "upbench.contracts.weights",
+    "load_method": "upbench.weights.load",
 }
 
 __all__ = [
@@ -60,19 +63,25 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from upbench.backbones import Backbone, load_backbone
-    from upbench.base import Camera, Evaluator, Metric, Setting, Task, Upsampler
-    from upbench.config import RunConfig
-    from upbench.datasets.base import Dataset, Sample
+    from upbench.contracts.backbone import Backbone
+    from upbench.contracts.dataset import Dataset
+    from upbench.contracts.sample import Camera, Sample
+    from upbench.contracts.task import Evaluator, Metric, Task
+    from upbench.contracts.upsampler import Setting, Upsampler
+    from upbench.contracts.weights import Weights
+    from upbench.dense.tiles import upsample_tiles, upsample_to
     from upbench.errors import UpbenchError
-    from upbench.records import Record, read_records
+    from upbench.features.backbones import load_backbone
     from upbench.registry import open_dataset, plugins
-    from upbench.runner import run
-    from upbench.streaming import upsample_tiles, upsample_to
-    from upbench.weights import Weights, load_method
+    from upbench.results.records import Record, read_records
+    from upbench.run.config import RunConfig
+    from upbench.run.loop import run
+    from upbench.weights.load import load_method
 
 
 def __getattr__(name: str) -> Any:
+    if name == "run" or f"upbench.{name}" in PATHS:  # `upbench.run` is a package that can be called
+        return importlib.import_module(f"upbench.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module 'upbench' has no attribute '{name}'")
     value = getattr(importlib.import_module(_LAZY[name]), name)

@@ -2,7 +2,7 @@
 
 import sys
 
-from upbench.cli import main
+from upbench.cli.dispatch import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -21,15 +21,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from upbench import __version__
-from upbench.cache import replacing
+from upbench._version import __version__
+from upbench.contracts.upsampler import Sizes
 from upbench.errors import UpbenchError, unknown
-from upbench.peakmemory import Sizes
+from upbench.system.cache import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from upbench.base import Upsampler
+    from upbench.contracts.upsampler import Upsampler
 
 FORMATS = ("onnx", "pt2")
 OPSET = 18
@@ -98,7 +98,8 @@ def export(
         UpbenchError: Unknown names, sizes that do not fit, a missing package, a method that cannot be
             exported, or a file whose output differs from the method's by more than `tolerance`.
     """
-    from upbench.weights import load_method, resolve
+    from upbench.weights.load import load_method
+    from upbench.weights.resolve import resolve
 
     path = Path(out)
     kind = _format(path, format)
@@ -179,7 +180,7 @@ def _format(path: Path, given: str | None) -> str:
 
 def _backbone(name: str) -> tuple[int, int]:
     """Channels and stride of a backbone; listed ones are not loaded for that."""
-    from upbench.backbones import list_backbones, load_backbone
+    from upbench.features.backbones import list_backbones, load_backbone
 
     for info in list_backbones():
         if info.name == name:
@@ -189,7 +190,7 @@ def _backbone(name: str) -> tuple[int, int]:
 
 
 def _check(method: Upsampler, sizes: Sizes, kind: str) -> None:
-    from upbench.base import Setting
+    from upbench.contracts.upsampler import Setting
 
     if method.uses_backbone:
         raise UpbenchError(f"method '{method.name}' cannot be exported: it runs the backbone itself")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import importlib
 import importlib.util
@@ -16,14 +17,15 @@ from typing import TYPE_CHECKING, Any
 from upbench.errors import UpbenchError, unknown
 
 if TYPE_CHECKING:
-    from upbench.base import Task, Upsampler
-    from upbench.datasets.base import Dataset
+    from upbench.contracts.dataset import Dataset
+    from upbench.contracts.task import Task
+    from upbench.contracts.upsampler import Upsampler
 
 # kind -> (module and attribute of the root class, package of the built-ins, entry-point group)
 _KINDS = {
-    "method": ("upbench.base", "Upsampler", "upbench.methods", "upbench.methods"),
-    "task": ("upbench.base", "Task", "upbench.tasks", "upbench.tasks"),
-    "dataset": ("upbench.datasets.base", "Dataset", "upbench.datasets", "upbench.datasets"),
+    "method": ("upbench.contracts.upsampler", "Upsampler", "upbench.methods", "upbench.methods"),
+    "task": ("upbench.contracts.task", "Task", "upbench.tasks", "upbench.tasks"),
+    "dataset": ("upbench.contracts.dataset", "Dataset", "upbench.datasets", "upbench.datasets"),
 }
 
 
@@ -160,3 +162,22 @@ def open_dataset(spec: str) -> Dataset:
     if root is not None and not root.is_dir():
         raise UpbenchError(f"dataset folder not found: {root}")
     return cls(root)
+
+
+def match_names(kind: str, pattern: str, names: Iterable[str]) -> list[str]:
+    """The names that a name, a wildcard pattern or "all" stands for, in the order of `names`.
+
+    Raises:
+        UpbenchError: None matches; the nearest name is suggested.
+    """
+    names = list(names)
+    if pattern in names:
+        return [pattern]
+    if pattern == "all":
+        return names
+    found = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+    if not found:
+        if any(c in pattern for c in "*?["):
+            raise UpbenchError(f"no {kind} matches '{pattern}'; known: {', '.join(sorted(names)) or 'none'}")
+        raise unknown(kind, pattern, names, f"see 'upbench list {kind}s'")
+    return found

@@ -1,1 +1,1 @@
-"""Datasets, one module each; found by the registry. `upbench.datasets.base` holds what they share."""
+"""Datasets, one module each; found by the registry. `upbench.contracts.dataset` holds what they share."""

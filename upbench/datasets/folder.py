@@ -20,10 +20,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from upbench.cache import cache_dir, replacing
-from upbench.datasets.base import IGNORE, Dataset, Fit, Sample, digest
+from upbench.contracts.dataset import Dataset
+from upbench.contracts.sample import IGNORE, Sample
+from upbench.datasets._geometry import Fit
 from upbench.errors import UpbenchError
-from upbench.progress import track
+from upbench.system.cache import cache_dir, digest, replacing
+from upbench.system.progress import track
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 IGNORED_NAMES = frozenset({"void", "ignore", "ignored", "unlabeled", "unlabelled"})

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upbench.allocator import trim
 from upbench.errors import UpbenchError
 from upbench.layers.attention import Position
 from upbench.layers.convolutions import Block, grid_of, pool
 from upbench.ops.pooling import pool_part, pooled_span
+from upbench.system.allocator import trim
 
 _TEMPORARIES = 4  # maps that computing an encoding holds beside the result, about
 _BLOCK_MAPS = 14  # maps that computing a block takes, the allocator's leftovers included

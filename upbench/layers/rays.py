@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from upbench.base import Camera
+from upbench.contracts.sample import Camera
 from upbench.layers.convolutions import grid_of
 
 DIRECTION_PERIOD = 8.0

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from upbench.contracts.operator import Operator
 from upbench.errors import UpbenchError
 from upbench.ops.basis import BasisOperator
-from upbench.ops.operator import Operator
 
 _BUDGET = {"cpu": 32 * 2**20}  # on a CPU about what its caches serve well
 _BUDGET_ELSEWHERE = 1 << 30

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from upbench.contracts.operator import Operator
 from upbench.errors import UpbenchError
-from upbench.ops.operator import Operator
 from upbench.ops.reassemble import Padding, kernel_side, pad, reassemble_padded
 from upbench.ops.resample import interpolation_matrix
 from upbench.ops.separable import SeparableOperator

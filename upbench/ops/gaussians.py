@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from upbench.contracts.operator import Operator
 from upbench.errors import UpbenchError
-from upbench.ops.operator import Operator
 
 RADIUS = 8
 """Cells on each side of a block's own that its pixels may see; a disc."""

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from upbench.contracts.operator import Operator
 from upbench.errors import UpbenchError
-from upbench.ops.operator import Operator
 
 
 class SeparableOperator(Operator):

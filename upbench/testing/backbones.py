@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from upbench.backbones import Backbone
+    from upbench.contracts.backbone import Backbone
 
 
 def tiny_backbone(channels: int = 16, stride: int = 4, grid: int = 8) -> Backbone:
@@ -20,7 +20,7 @@ def tiny_backbone(channels: int = 16, stride: int = 4, grid: int = 8) -> Backbon
     """
     from timm.models.vision_transformer import VisionTransformer
 
-    from upbench.backbones import Backbone, BackboneInfo
+    from upbench.contracts.backbone import Backbone, BackboneInfo
 
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)

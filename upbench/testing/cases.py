@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from upbench.base import Setting, Upsampler
+from upbench.contracts.upsampler import Setting, Upsampler
 from upbench.testing.backbones import tiny_backbone
 from upbench.testing.checks import NotApplicable
 
 if TYPE_CHECKING:
-    from upbench.backbones import Backbone
+    from upbench.contracts.backbone import Backbone
 
 Size = tuple[int, int]
 

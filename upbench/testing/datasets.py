@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from upbench.datasets.base import IGNORE, Dataset, Sample
+from upbench.contracts.dataset import Dataset
+from upbench.contracts.sample import IGNORE, Sample
 from upbench.errors import UpbenchError, nearest
 from upbench.testing.checks import ContractError, require, run_checks
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from upbench.base import Camera, Upsampler
+from upbench.contracts.sample import Camera
+from upbench.contracts.upsampler import Upsampler
 from upbench.errors import UpbenchError, nearest
 from upbench.ops.operator import project
 from upbench.testing.cases import GEOMETRIES, MethodCase
@@ -298,7 +299,7 @@ def backbone(case: MethodCase) -> None:
 
 def weights(case: MethodCase) -> None:
     """A state dict loads through `load_method` into an equal method; a wrong one is refused."""
-    from upbench.weights import load_method
+    from upbench.weights.load import load_method
 
     state = case.method.state_dict()
     if not state:

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from upbench.base import Camera, Metric, Task
-from upbench.datasets.base import IGNORE, Dataset, Sample
+from upbench.contracts.dataset import Dataset
+from upbench.contracts.sample import IGNORE, Camera, Sample
+from upbench.contracts.task import Metric, Task
 from upbench.testing.checks import ContractError, NotApplicable, require, run_checks
 
 HEIGHT, WIDTH = 24, 32

@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from upbench.base import Camera
-from upbench.datasets.base import IGNORE, Dataset, Fit, Sample, digest
+from upbench.contracts.dataset import Dataset
+from upbench.contracts.sample import IGNORE, Camera, Sample
+from upbench.datasets._geometry import Fit
+from upbench.system.cache import digest
 
 from .classes import CLASSES
 from .files import SPLITS

@@ -1,0 +1,115 @@
+"""The command line: parses, calls the library, prints. Results go to stdout, all else to stderr.
+
+Exit codes: 0 done; 1 done, but a cell failed; 2 bad input (one line on stderr); 130 stopped by Ctrl-C;
+143 by SIGTERM, in as orderly a way.
+Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from upbench._version import __version__
+from upbench.cli._parser import Parser
+from upbench.cli.export import COMMAND as EXPORT
+from upbench.cli.list import COMMAND as LIST
+from upbench.cli.profile import COMMAND as PROFILE
+from upbench.cli.report import COMMAND as REPORT
+from upbench.cli.run import COMMAND as RUN
+from upbench.cli.train import COMMAND as TRAIN
+from upbench.errors import UpbenchError, unknown
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code."""
+    try:
+        with _orderly_termination():
+            code = _main(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except UpbenchError as error:
+        print(f"upbench: error: {error}", file=sys.stderr)
+        return 2
+    except _Terminated:
+        return 128 + signal.SIGTERM
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader (head, less) has seen enough; nothing may be flushed to it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as a scheduler sends it: ends a command the way Ctrl-C does."""
+
+
+@contextmanager
+def _orderly_termination() -> Iterator[None]:
+    """Turns SIGTERM into an exception: worker processes end with this one, and nothing is half-written."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise _Terminated
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _main(argv: list[str]) -> int:
+    first = next((word for word in argv if not word.startswith("-")), None)
+    if first is not None and argv[0] == first and first not in _COMMANDS:
+        raise unknown("command", first, _COMMANDS, "see 'upbench --help'")
+    parser, commands = _parser(first)
+    arguments, extra = parser.parse_known_args(argv)
+    if extra:
+        options = commands[arguments.command]._option_string_actions if arguments.command else {}
+        flag = next((word for word in extra if word.startswith("--")), None)
+        if flag is None:
+            raise UpbenchError(f"unexpected argument '{extra[0]}'; see 'upbench {arguments.command} --help'")
+        raise unknown(
+            "option", flag.partition("=")[0], [option for option in options if option.startswith("--")]
+        )
+    if arguments.command is None:
+        parser.print_help()
+        return 0
+    code: int = _COMMANDS[arguments.command].call(arguments)
+    return code
+
+
+def _parser(command: str | None) -> tuple[Parser, dict[str, Parser]]:
+    """The parser, with the arguments of the one command that is asked for."""
+    parser = Parser(prog="upbench", description="Benchmark feature upsamplers: methods x tasks x backbones.")
+    parser.add_argument("--version", action="version", version=f"upbench {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    commands: dict[str, Parser] = {}
+    for name, item in _COMMANDS.items():
+        commands[name] = subparsers.add_parser(
+            name, help=item.help, description=item.description or item.help
+        )
+        if name == command:
+            item.arguments(commands[name])
+    return parser, commands
+
+
+_COMMANDS = {
+    "run": RUN,
+    "report": REPORT,
+    "list": LIST,
+    "profile": PROFILE,
+    "export": EXPORT,
+    "train": TRAIN,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

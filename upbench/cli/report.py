@@ -1,0 +1,57 @@
+"""`upbench report`: records to tables."""
+
+from __future__ import annotations
+
+import argparse
+
+from upbench.cli._parser import Command
+from upbench.errors import unknown
+from upbench.run.config import RunConfig
+
+FORMATS = ("md", "csv")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the command."""
+    add = parser.add_argument
+    add(
+        "folders",
+        nargs="*",
+        default=[RunConfig().out],
+        metavar="DIR",
+        help="folders of runs (default: %(default)s)",
+    )
+    add("--format", default="md", metavar="|".join(FORMATS), help="Markdown or CSV (default: %(default)s)")
+    add("--out", metavar="FILE", help="write to a file instead of stdout")
+    add(
+        "--metrics",
+        default="main",
+        metavar="main|all",
+        help="a few metrics of each task, or all (default: main)",
+    )
+    add(
+        "--against", metavar="METHOD", help="add differences to this method, with 95 %% intervals over images"
+    )
+
+
+def call(arguments: argparse.Namespace) -> int:
+    """Runs the command; returns its exit code."""
+    from upbench.results.records import read_records
+    from upbench.results.report import show, write
+
+    for name, value, choices in (
+        ("format", arguments.format, FORMATS),
+        ("choice for --metrics", arguments.metrics, ("main", "all")),
+    ):
+        if value not in choices:
+            raise unknown(name, value, choices)
+    table = read_records(arguments.folders)
+    options = {"metrics": arguments.metrics, "against": arguments.against}
+    if arguments.out:
+        write(table, arguments.format, arguments.out, **options)
+    else:
+        show(table, arguments.format, **options)
+    return 0
+
+
+COMMAND = Command("print the table of a run's records", add_arguments, call)

@@ -1,0 +1,149 @@
+"""The contract of a backbone: an image in, the feature map of the last block out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from upbench.contracts.image import normalize_image
+from upbench.contracts.weights import weights_fingerprint
+from upbench.errors import UpbenchError
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """What a reader of a table wants to know about a backbone.
+
+    Attributes:
+        name: Name on the command line and in records.
+        channels: C of its features.
+        stride: Pixels per feature, on both axes.
+        source: Where the weights come from: a package, a model hub, "random".
+        licence: Of the weights; "" where timm names none.
+        notes: What it is, in a few words.
+    """
+
+    name: str
+    channels: int
+    stride: int
+    source: str
+    licence: str = ""
+    notes: str = ""
+
+
+class Backbone(nn.Module):
+    """A frozen model: always in eval mode, no gradient for its parameters.
+
+    Attributes:
+        name: Name on the command line and in records.
+        channels: C of the features.
+        stride: Pixels per feature; the sides of the input must be multiples of it.
+        mean, std: Statistics that the image is normalised with.
+        info: Source and licence.
+    """
+
+    def __init__(self, model: nn.Module, info: BackboneInfo) -> None:
+        """Args: model: A timm model with `forward_intermediates`; info: What it is."""
+        super().__init__()
+        config: Any = model.pretrained_cfg
+        self.model: Any = model.requires_grad_(False)
+        self.info = info
+        self.name = info.name
+        self.channels = info.channels
+        self.stride = info.stride
+        self.mean: tuple[float, ...] = tuple(config["mean"])
+        self.std: tuple[float, ...] = tuple(config["std"])
+        self.eval()
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Does nothing: a frozen model inside a model in training must not start to drop or to count."""
+        return super().train(False)
+
+    def normalize(self, image01: Tensor) -> Tensor:
+        """`[B, 3, H, W]` RGB in 0..1, normalised with this backbone's statistics."""
+        return normalize_image(image01, self.mean, self.std)
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """The size nearest to (height, width) whose sides are multiples of the stride."""
+        s = self.stride
+        return max(s, round(height / s) * s), max(s, round(width / s) * s)
+
+    def fit(self, image01: Tensor) -> Tensor:
+        """The image at `input_size` of its own size: unchanged if equal, else bicubic, antialiased."""
+        height, width = image01.shape[-2:]
+        return self.resized(image01, self.input_size(height, width))
+
+    @staticmethod
+    def resized(image01: Tensor, size: tuple[int, int]) -> Tensor:
+        """`[B, 3, H, W]` in 0..1 at another size: unchanged if equal, else bicubic, antialiased."""
+        if size == tuple(image01.shape[-2:]):
+            return image01
+        return F.interpolate(image01, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+
+    @property
+    def patch_size(self) -> int | None:
+        """Side of the patches of a plain ViT: every feature is a token, and the model takes any grid of
+        them. None for any other model (convolutional, hierarchical, of a fixed size)."""
+        model = self.model
+        if not isinstance(model, (VisionTransformer, Eva)) or not model.dynamic_img_size:
+            return None
+        embedding: Any = model.patch_embed
+        plain = isinstance(embedding, timm.layers.PatchEmbed)
+        return self.stride if plain and tuple(embedding.patch_size) == (self.stride, self.stride) else None
+
+    def forward(self, image01: Tensor) -> Tensor:
+        """Computes the features.
+
+        Args:
+            image01: `[B, 3, H, W]` RGB in 0..1; H and W are multiples of `stride` (`fit` makes them so).
+
+        Returns:
+            `[B, channels, H / stride, W / stride]`.
+
+        Raises:
+            UpbenchError: Another shape, sides that the stride does not divide, or that the model refuses.
+        """
+        if image01.ndim != 4 or image01.shape[1] != 3 or not image01.is_floating_point():
+            raise UpbenchError(
+                f"backbone '{self.name}' takes floats [B, 3, H, W] in 0..1, "
+                f"got {image01.dtype} {list(image01.shape)}"
+            )
+        height, width = image01.shape[-2:]
+        if height % self.stride or width % self.stride or not height or not width:
+            near = "x".join(str(side) for side in self.input_size(height, width))
+            raise UpbenchError(
+                f"backbone '{self.name}' needs sides that {self.stride} divides, got {height}x{width}; "
+                f"the nearest is {near}"
+            )
+        try:
+            maps = self.model.forward_intermediates(
+                self.normalize(image01), indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
+            )
+        except (AssertionError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            text = " ".join(str(error).split())[:200]
+            raise UpbenchError(
+                f"backbone '{self.name}' refuses images of {height}x{width}: {text}"
+            ) from error
+        features: Tensor = maps[-1]
+        expected = (image01.shape[0], self.channels, height // self.stride, width // self.stride)
+        if tuple(features.shape) != expected:
+            raise UpbenchError(
+                f"backbone '{self.name}' gave features {list(features.shape)}, expected {list(expected)}"
+            )
+        return features
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights and of how the image is normalised; caches of features are keyed by it."""
+        statistics = {"mean": torch.tensor(self.mean), "std": torch.tensor(self.std)}
+        return weights_fingerprint({**self.model.state_dict(), **statistics})

@@ -1,0 +1,1 @@
+"""Records of cells, and what is derived from them. Imports no torch."""

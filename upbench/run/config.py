@@ -1,0 +1,214 @@
+"""What a run is: `RunConfig` (command line over YAML over defaults) and the `Cell`s that it expands to.
+
+Imports no torch: the command line parses with this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from upbench.contracts.weights import DEFAULT_BACKBONE
+from upbench.errors import UpbenchError, unknown
+from upbench.evaluate.protocol import find_preset
+from upbench.registry import match_names
+from upbench.results.cell import Cell, MethodSpec, plain_mapping, shown
+
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("float32", "bfloat16")
+EXECUTORS = ("inline", "process", "ray")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A run: methods x tasks x backbones x datasets under a preset. Flags of `upbench run` are its fields.
+
+    Attributes:
+        methods: `NAME`, `NAME:WEIGHTS` or mappings (see `MethodSpec`); wildcards and "all" are allowed.
+        tasks: Names; wildcards and "all" are allowed.
+        backbones: Names, from `upbench list backbones` or of any timm model.
+        datasets: Names or `NAME:FOLDER`; empty for each task's own.
+        preset: "quick" or "standard"; the protocol.
+        seeds: How many times the probe is trained, with seeds 0, 1, ...
+        limit: At most so many images of every split; for trying things out, never for reporting.
+        device: "auto" is a GPU where there is one.
+        dtype: Arithmetic of the method; backbone and probe always run in float32.
+        out: Folder of the records.
+        plugins: Python files with methods, tasks or datasets.
+        force: Redo cells that are finished.
+        executor: Where cells run: "inline" (this process), "process" (worker processes) or "ray".
+        workers: How many at a time, for "process" and "ray".
+        probe: Settings of `upbench.evaluate.protocol.ProbeConfig` that replace the preset's. The protocol is
+            then not kept, and tables say so.
+
+    Raises:
+        UpbenchError: A value of the wrong type or out of range.
+    """
+
+    methods: Sequence[Any] = ("all",)
+    tasks: Sequence[str] = ("seg",)
+    backbones: Sequence[str] = (DEFAULT_BACKBONE,)
+    datasets: Sequence[str] = ()
+    preset: str = "quick"
+    seeds: int = 3
+    limit: int | None = None
+    device: str = "auto"
+    dtype: str = "float32"
+    out: str = "runs/default"
+    plugins: Sequence[str] = ()
+    force: bool = False
+    executor: str = "inline"
+    workers: int = 2
+    probe: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        methods = self.methods
+        if isinstance(methods, (str, Mapping, MethodSpec)):
+            methods = methods.split(",") if isinstance(methods, str) else [methods]
+        if not isinstance(methods, Sequence) or not methods:
+            raise UpbenchError(f"methods: expected a list of names, got {shown(self.methods)}")
+        put(self, "methods", tuple(MethodSpec.parse(entry) for entry in methods))
+        for name in ("tasks", "backbones", "datasets", "plugins"):
+            put(self, name, _texts(name, getattr(self, name), may_be_empty=name in ("datasets", "plugins")))
+        for name in ("preset", "device", "dtype", "executor", "out"):
+            value = getattr(self, name)
+            put(self, name, _text(name, str(value) if isinstance(value, Path) else value))
+        for name, choices in (("device", DEVICES), ("dtype", DTYPES), ("executor", EXECUTORS)):
+            if getattr(self, name) not in choices:
+                raise unknown(name, getattr(self, name), choices)
+        find_preset(self.preset).probe_for(plain_mapping("probe", self.probe))
+        _count("seeds", self.seeds)
+        _count("workers", self.workers)
+        if self.limit is not None:
+            _count("limit", self.limit)
+        if not isinstance(self.force, bool):
+            raise UpbenchError(f"force: expected true or false, got {shown(self.force)}")
+
+    @classmethod
+    def load(cls, file: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+        """Defaults, then the YAML file's values, then `overrides` (those that are not None).
+
+        Raises:
+            UpbenchError: The file is missing or is not a YAML mapping, a key is unknown, or a value is wrong.
+        """
+        values = read_yaml(file) if file is not None else {}
+        known = [f.name for f in fields(cls)]
+        for key in values:
+            if key not in known:
+                raise unknown("key", key, known, f"in {file}")
+        given = {key: value for key, value in (overrides or {}).items() if value is not None}
+        try:
+            return cls(**{**values, **given})
+        except UpbenchError as error:
+            where = f" (in {file})" if file is not None and set(values) - set(given) else ""
+            raise UpbenchError(f"{error}{where}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; `RunConfig(**config.to_dict())` equals `config`."""
+        data = {f.name: getattr(self, f.name) for f in fields(self)}
+        lists = {name: list(data[name]) for name in ("tasks", "backbones", "datasets", "plugins")}
+        return {**data, **lists, "methods": [m.to_dict() for m in self.methods], "probe": dict(self.probe)}
+
+    def select(self, methods: Iterable[str], tasks: Iterable[str], datasets: Iterable[str]) -> RunConfig:
+        """The same run with wildcards replaced by the names that they match.
+
+        Args:
+            methods: The names that there are.
+            tasks: The names that there are.
+            datasets: The names that there are.
+
+        Raises:
+            UpbenchError: A name that there is not; the nearest one is suggested.
+        """
+        specs: list[MethodSpec] = []
+        for spec in self.methods:
+            for name in match_names("method", spec.name, methods):
+                if (found := replace(spec, name=name)) not in specs:
+                    specs.append(found)
+        chosen = _unique(name for pattern in self.tasks for name in match_names("task", pattern, tasks))
+        places: list[str] = []
+        for entry in self.datasets:
+            name, colon, folder = entry.partition(":")
+            places += [found + colon + folder for found in match_names("dataset", name, datasets)]
+        return replace(self, methods=specs, tasks=chosen, datasets=_unique(places))
+
+    def cells(self, task_datasets: Mapping[str, Sequence[str]], device: str) -> list[Cell]:
+        """The cells of a run whose wildcards were replaced, without repetition.
+
+        Cells that share work follow one another: the task changes first, the backbone last.
+
+        Args:
+            task_datasets: The datasets that each task runs on where the run names none.
+            device: What "auto" stands for on this machine.
+        """
+        found: dict[str, Cell] = {}
+        datasets = self.datasets or _unique(name for task in self.tasks for name in task_datasets[task])
+        for backbone in _unique(self.backbones):
+            for dataset in datasets:
+                for method in self.methods:
+                    for task in self.tasks:
+                        if not self.datasets and dataset not in task_datasets[task]:
+                            continue
+                        cell = Cell(
+                            method=method,
+                            task=task,
+                            backbone=backbone,
+                            dataset=dataset,
+                            preset=self.preset,
+                            seeds=tuple(range(self.seeds)),
+                            limit=self.limit,
+                            device=device if self.device == "auto" else self.device,
+                            dtype=self.dtype,
+                            probe=self.probe,
+                        )
+                        found.setdefault(cell.key, cell)
+        return list(found.values())
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file; an empty file is an empty mapping.
+
+    Raises:
+        UpbenchError: The file cannot be read, is not YAML, or is not a mapping.
+    """
+    import yaml
+
+    try:
+        data = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UpbenchError(f"config file not found: {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UpbenchError(f"cannot read config file {path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise UpbenchError(f"config file {path} is not YAML: {' '.join(str(error).split())}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise UpbenchError(f"config file {path} must be a mapping of settings, got {shown(data)}")
+    return data
+
+
+def _unique(items: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(items))
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise UpbenchError(f"{name}: expected text, got {shown(value)}")
+    return value.strip()
+
+
+def _texts(name: str, value: Any, may_be_empty: bool) -> tuple[str, ...]:
+    if isinstance(value, (str, Path)):
+        value = str(value).split(",")
+    if not isinstance(value, Sequence) or not (value or may_be_empty):
+        raise UpbenchError(f"{name}: expected a list of names, got {shown(value)}")
+    return tuple(_text(name, str(item) if isinstance(item, Path) else item) for item in value)
+
+
+def _count(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UpbenchError(f"{name}: expected a whole number of at least 1, got {shown(value)}")

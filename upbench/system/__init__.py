@@ -1,0 +1,1 @@
+"""The machine underneath: cache, downloads, checkpoint files, progress, environment."""

@@ -1,0 +1,223 @@
+"""How a checkpoint gets into a method; its key names are ours or the official ones.
+
+`load_method` is the public door.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from upbench.errors import UpbenchError
+from upbench.registry import find_method
+from upbench.weights.resolve import ResolvedWeights, resolve
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from upbench.contracts.backbone import Backbone
+    from upbench.contracts.upsampler import Upsampler
+
+
+def load_method(
+    name: str,
+    weights: str | os.PathLike[str] | Mapping[str, Tensor] = "default",
+    channels: int | None = None,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    backbone: Backbone | str | None = None,
+    **options: Any,
+) -> Upsampler:
+    """Builds a method and fills it with weights.
+
+    Args:
+        name: Name of the method, as in `upbench list methods`.
+        weights: "default" (what the method names as such), "none" (random, from `seed`), a name from
+            `upbench list weights`, a path, or a mapping of tensors. Official key names and ours both work.
+        channels: C of the features it is to upsample; those of `backbone` where one is given, else 384.
+        device: Where to put it.
+        seed: Of random weights; torch's global generators are left as they are.
+        backbone: What computes these features, or its name. Methods with `uses_backbone` run it
+            themselves; without one they load, but their `forward` raises. Other methods do not keep it.
+        options: Options of the method's constructor.
+
+    Returns:
+        The method, in eval mode.
+
+    Raises:
+        UpbenchError: Unknown method, weights or option; a checkpoint that is missing, corrupt, not the one
+            that its sha256 promises, or not for this method, these options or this C; a backbone of another
+            C.
+    """
+    cls = find_method(name)
+    if isinstance(backbone, str):
+        from upbench.features.backbones import load_backbone
+
+        backbone = load_backbone(backbone, device)
+    channels = _agreed_channels(name, channels, backbone)
+    resolved = resolve(cls, weights)
+    state = read_state(cls, resolved)
+    if state is not None:
+        options = _agreed_options(cls, state, resolved, channels, options)
+    module = _build(cls, channels, seed, options)
+    if state is not None:
+        _load_strictly(module, state, resolved)
+    elif resolved.name == "default" and any(True for _ in module.parameters()):
+        raise UpbenchError(
+            f"method '{cls.name}' has no default weights; give it a checkpoint, or 'none' for random ones"
+        )
+    module = module.eval().to(device)
+    if backbone is not None and cls.uses_backbone:
+        module.attach_backbone(backbone)
+    return module
+
+
+def read_state(cls: type[Upsampler], resolved: ResolvedWeights) -> dict[str, Tensor] | None:
+    """The tensors of resolved weights under the method's own names, or None where there are none.
+
+    Raises:
+        UpbenchError: A file that cannot be read, is not a checkpoint, or that `convert_state` refuses.
+    """
+    from upbench.system.checkpoint import read_checkpoint, state_of
+
+    if resolved.tensors is None and resolved.path is None:
+        return None
+    content = resolved.tensors if resolved.tensors is not None else read_checkpoint(_there(resolved))
+    key = resolved.entry.key if resolved.entry else None
+    state = state_of(content, key, cls.name, _where(resolved))
+    try:
+        return dict(cls.convert_state(state))
+    except (KeyError, ValueError, IndexError, RuntimeError) as error:
+        text = " ".join(str(error).split())
+        raise UpbenchError(
+            f"{_where(resolved)} is not a checkpoint of method '{cls.name}': {text}"
+        ) from error
+
+
+def trained_options(cls: type[Upsampler], resolved: ResolvedWeights) -> dict[str, Any]:
+    """Constructor options that `upbench train` wrote into a checkpoint, of those that the method has."""
+    import json
+
+    from upbench.system.checkpoint import read_metadata
+
+    noted = read_metadata(resolved.path) if resolved.path is not None else {}
+    if noted.get("method") != cls.name:
+        return {}
+    try:
+        options = json.loads(noted.get("options", "{}"))
+    except ValueError:
+        raise UpbenchError(f"{_where(resolved)} has options in its metadata that are not JSON") from None
+    return {name: value for name, value in options.items() if name in cls.option_names()}
+
+
+def images_seen(resolved: ResolvedWeights) -> int | None:
+    """How many images a checkpoint was trained on, or None where it does not say (`upbench train` does)."""
+    from upbench.system.checkpoint import read_metadata
+
+    noted = read_metadata(resolved.path) if resolved.path is not None else {}
+    text = noted.get("images_seen", "")
+    return int(text) if text.isdecimal() else None
+
+
+def options_unlike_training(
+    cls: type[Upsampler], weights: str, options: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Options that differ from those that weights were trained with: name -> (asked for, trained with).
+
+    A checkpoint that says nothing of them counts as trained with the constructor's defaults.
+    """
+    import inspect
+
+    resolved = resolve(cls, weights)
+    if resolved.path is None:
+        return {}
+    parameters = inspect.signature(cls.__init__).parameters
+    state = read_state(cls, resolved) or {}
+    trained = {name: parameters[name].default for name in cls.option_names()}
+    trained |= {**trained_options(cls, resolved), **cls.options_from(state)}
+    return {name: (value, trained[name]) for name, value in options.items() if value != trained[name]}
+
+
+def _there(resolved: ResolvedWeights) -> Path:
+    assert resolved.path is not None
+    return resolved.path
+
+
+def _where(resolved: ResolvedWeights) -> str:
+    return "the mapping of tensors" if resolved.path is None else f"checkpoint {resolved.path}"
+
+
+def _agreed_channels(name: str, channels: int | None, backbone: Backbone | None) -> int:
+    if backbone is None:
+        return 384 if channels is None else channels
+    if channels is not None and channels != backbone.channels:
+        raise UpbenchError(
+            f"method '{name}' is asked for {channels} channels, but backbone '{backbone.name}' has "
+            f"{backbone.channels}"
+        )
+    return backbone.channels
+
+
+def _build(cls: type[Upsampler], channels: int, seed: int, options: Mapping[str, Any]) -> Upsampler:
+    """The method with random weights from `seed`."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):  # torch.manual_seed would reset other devices' generators too
+        torch.default_generator.manual_seed(seed)
+        return cls.build(channels=channels, **options)
+
+
+def _agreed_options(
+    cls: type[Upsampler],
+    state: Mapping[str, Tensor],
+    resolved: ResolvedWeights,
+    channels: int,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Constructor options from the checkpoint and from the user, who may contradict what it was trained with
+    but not what its tensors say."""
+    where = _where(resolved)
+    try:
+        implied = dict(cls.options_from(state))
+    except (KeyError, IndexError, ValueError, RuntimeError) as error:
+        raise UpbenchError(
+            f"{where} is not a checkpoint of method '{cls.name}': no sizes can be read from it ({error})"
+        ) from error
+    tied = implied.pop("channels", None)
+    if tied is None and resolved.entry is not None:
+        tied = resolved.entry.channels
+    if tied is not None and tied != channels:
+        raise UpbenchError(f"{where} of method '{cls.name}' is for {tied} channels, asked for {channels}")
+    for option, value in options.items():
+        if option in implied and implied[option] != value:
+            raise UpbenchError(f"{where} has {option}={implied[option]}, asked for {option}={value}")
+    return {**trained_options(cls, resolved), **implied, **options}
+
+
+def _load_strictly(module: Upsampler, state: Mapping[str, Tensor], resolved: ResolvedWeights) -> None:
+    import torch
+
+    expected = module.state_dict()
+    faults = []
+    if missing := [name for name in expected if name not in state]:
+        faults.append(f"lacks {_few(missing)}")
+    if extra := [name for name in state if name not in expected]:
+        faults.append(f"has {_few(extra)} left over")
+    shared = [name for name in expected if name in state]
+    if wrong := [name for name in shared if state[name].shape != expected[name].shape]:
+        texts = [f"{n} {list(state[n].shape)} instead of {list(expected[n].shape)}" for n in wrong]
+        faults.append(f"has {_few(texts)}")
+    if faults:
+        raise UpbenchError(f"{_where(resolved)} does not fit method '{module.name}': it {'; '.join(faults)}")
+    if bad := [name for name in shared if not torch.isfinite(state[name]).all()]:
+        raise UpbenchError(f"{_where(resolved)} has values that are not finite in {_few(bad)}")
+    module.load_state_dict(dict(state), strict=True)
+
+
+def _few(names: Iterable[str], most: int = 3) -> str:
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
