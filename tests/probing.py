@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from upbench.base import Camera, Upsampler
-from upbench.datasets.base import Dataset, Sample
-from upbench.ops.window import window_operator
-from upbench.ops.windows import neighbourhood_table
-from upbench.upsampled import Upsampled
+from upbench.contracts.dataset import Dataset
+from upbench.contracts.sample import Camera, Sample
+from upbench.contracts.upsampler import Upsampler
+from upbench.dense.view import Upsampled
+from upbench.ops.window.attention import window_operator
+from upbench.ops.window.tables import neighbourhood_table
 
 SIZE, CELLS, CHANNELS = 24, 6, 8
 

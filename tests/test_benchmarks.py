@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from upbench.datasets.base import IGNORE, Sample
+from upbench.contracts.sample import IGNORE, Sample
 
 
 def run(root: Path, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:

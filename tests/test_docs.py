@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from upbench.base import Upsampler
+from upbench.contracts.upsampler import Upsampler
 from upbench.registry import plugins
 
 ROOT = Path(__file__).resolve().parents[1]

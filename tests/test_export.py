@@ -16,14 +16,13 @@ import pytest
 import torch
 from torch import nn
 
-from upbench import cli
 from upbench import export as exporting
-from upbench.base import Upsampler
+from upbench.cli import dispatch as cli
+from upbench.contracts.upsampler import Sizes, Upsampler
 from upbench.errors import UpbenchError
 from upbench.export import Exported, export, export_method
-from upbench.peakmemory import Sizes
 from upbench.registry import plugins
-from upbench.weights import load_method
+from upbench.weights.load import load_method
 
 needs_onnx = pytest.mark.skipif(
     any(not exporting.importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")),

@@ -11,12 +11,12 @@ import pytest
 import torch
 from pretend_gpu import PretendTensor, pretend_gpu, to_gpu
 
-from upbench.base import Camera, Upsampler
-from upbench.datasets.base import Sample
+from upbench.contracts.sample import Camera, Sample
+from upbench.contracts.upsampler import Upsampler
+from upbench.dense.tiles import upsample_tiles
+from upbench.dense.view import Upsampled
 from upbench.registry import find_method, find_task, plugins
-from upbench.streaming import upsample_tiles
 from upbench.testing import MethodCase, toy_case
-from upbench.upsampled import Upsampled
 
 METHODS = sorted(set(plugins("method")) - {"featup_implicit"})  # which fits by gradients: see `pretend_gpu`
 GEOMETRY = "square"

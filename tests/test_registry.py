@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from upbench import registry
-from upbench.base import Upsampler
+from upbench.contracts.upsampler import Upsampler
 from upbench.errors import UpbenchError, nearest, unknown
 
 METHOD = """

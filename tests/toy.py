@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 
-from upbench import backbones, cost
-from upbench.base import Task, Upsampler
-from upbench.config import RunConfig
-from upbench.datasets.base import Dataset
-from upbench.protocol import PRESETS
+from upbench.contracts.dataset import Dataset
+from upbench.contracts.task import Task
+from upbench.contracts.upsampler import Upsampler
+from upbench.cost import measure as cost
+from upbench.evaluate.protocol import PRESETS
+from upbench.features import backbones
 from upbench.registry import load_plugin_file, plugins
+from upbench.run.config import RunConfig
 
 PLUGIN = Path(__file__).with_name("toy_plugin.py")
 
@@ -25,7 +27,7 @@ DRIVER = """
 import sys
 from upbench.registry import load_plugin_file
 load_plugin_file(sys.argv.pop(1))
-from upbench.cli import main
+from upbench.cli.dispatch import main
 sys.exit(main())
 """
 

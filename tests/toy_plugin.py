@@ -15,11 +15,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from upbench import Upsampler, backbones, cost
-from upbench.base import Camera
-from upbench.datasets.base import Dataset, Sample, digest
-from upbench.protocol import PRESETS, Preset, ProbeConfig
-from upbench.weights import Weights
+from upbench import Upsampler
+from upbench.contracts.dataset import Dataset
+from upbench.contracts.sample import Camera, Sample
+from upbench.contracts.weights import Weights
+from upbench.cost import measure as cost
+from upbench.evaluate.protocol import PRESETS, Preset, ProbeConfig
+from upbench.features import backbones
+from upbench.system.cache import digest
 
 PRESETS["tiny"] = Preset(
     "tiny", version=3, image_size=32, output_size=32, probe=ProbeConfig(epochs=2, batch_size=2)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from upbench.ops.windows import fraction_table, neighbourhood_table
+from upbench.ops.window.tables import fraction_table, neighbourhood_table
 
 
 @st.composite

@@ -18,10 +18,12 @@ import torch
 from safetensors.torch import save_file
 
 import upbench
-from upbench import cli, runner
-from upbench.cli import main
-from upbench.records import load_records
-from upbench.trainconfig import TrainConfig, ViewConfig
+from upbench.cli import dispatch as cli
+from upbench.cli.dispatch import main
+from upbench.cli.list import LISTS
+from upbench.results.records import load_records
+from upbench.run import loop as runner
+from upbench.train.config import TrainConfig, ViewConfig
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys; from upbench.cli import main\n"
+        "import sys; from upbench.cli.dispatch import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'pandas', 'numpy', 'timm', 'yaml', 'rich', 'torchvision'} & set(sys.modules)\n"
@@ -62,7 +64,7 @@ def test_help_imports_nothing_heavy():
 def test_report_of_records_imports_no_torch(toy, out):
     runner.run(toy.config(out))
     code = (
-        "import sys; from upbench.cli import main; assert main(['report', sys.argv[1]]) == 0;"
+        "import sys; from upbench.cli.dispatch import main; assert main(['report', sys.argv[1]]) == 0;"
         "assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code, str(out)], capture_output=True, text=True, check=True)
@@ -337,7 +339,7 @@ def test_a_disk_that_fills_up(toy, capsys, out, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("upbench.records.os.fsync", full)
+    monkeypatch.setattr("upbench.results.records.os.fsync", full)
     assert main([*toy.arguments(out), "--force"]) == 2
     err = capsys.readouterr().err
     assert "upbench: error: disk full: cannot write" in err.splitlines()[-1]
@@ -367,7 +369,7 @@ def test_a_disk_that_is_full_for_real(toy, capsys, tmp_path):
 # ------------------------------------------------------------------------------------------ the others
 
 
-@pytest.mark.parametrize("what", cli.LISTS)
+@pytest.mark.parametrize("what", LISTS)
 def test_lists(toy, what, capsys):
     assert main(["list", what]) == 0
     text = capsys.readouterr().out
@@ -439,6 +441,6 @@ def test_training_flags_repeat_the_command_that_a_card_shows(monkeypatch, tmp_pa
         seen.append(config)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("upbench.train.train", train)
+    monkeypatch.setattr("upbench.train.loop.train", train)
     assert main(shlex.split(config.command())[1:]) == 130
     assert seen == [config]

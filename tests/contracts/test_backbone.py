@@ -14,21 +14,23 @@ import torch.nn.functional as F
 from probing import CHANNELS, CROPS, SIZE, probe, split
 from torch import Tensor
 
-from upbench import backbones, runner
-from upbench.base import Camera, Upsampler
-from upbench.cli import main
-from upbench.cost import _Bound, cost_key, measure
+from upbench.cli.dispatch import main
+from upbench.contracts.operator import SourcedOperator
+from upbench.contracts.sample import Camera
+from upbench.contracts.upsampler import Upsampler
+from upbench.cost.macs import count_macs
+from upbench.cost.measure import _Bound, cost_key, measure
+from upbench.cost.peakmemory import LINUX
+from upbench.dense.spill import Store
+from upbench.dense.view import Upsampled
 from upbench.errors import UpbenchError
-from upbench.macs import count_macs
-from upbench.ops.operator import SourcedOperator
+from upbench.features import backbones
 from upbench.ops.resample import interpolation_operator
-from upbench.peakmemory import LINUX
 from upbench.registry import find_method, load_plugin_file
-from upbench.store import Store
+from upbench.run import loop as runner
 from upbench.testing import ContractError, check_method, tiny_backbone
-from upbench.trainconfig import TrainConfig
-from upbench.upsampled import Upsampled
-from upbench.weights import load_method
+from upbench.train.config import TrainConfig
+from upbench.weights.load import load_method
 
 SIZES: dict[str, Any] = {
     "channels": 16,
@@ -167,7 +169,7 @@ def test_denormalize_undoes_normalize() -> None:
 
 
 def test_training_refuses_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from upbench.train import train
+    from upbench.train.loop import train
 
     monkeypatch.setattr(find_method("strided"), "trainable", True)
     config = TrainConfig("strided", (str(tmp_path),), str(tmp_path / "w.safetensors"), steps=1)

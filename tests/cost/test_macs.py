@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upbench.macs import HANDLERS, IGNORED, MacCount, count_macs
-from upbench.ops.window import window_attention
-from upbench.ops.windows import fraction_table
+from upbench.contracts.upsampler import MacCount
+from upbench.cost.macs import HANDLERS, IGNORED, count_macs
+from upbench.ops.window.attention import window_attention
+from upbench.ops.window.tables import fraction_table
 from upbench.registry import find_method, plugins
 from upbench.testing import MethodCase
 

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from upbench.base import Upsampler
-from upbench.cost import MAX_REPEATS, MIN_REPEATS, cost_key, measure
+from upbench.contracts.registered import Registered
+from upbench.contracts.upsampler import Sizes, Upsampler
+from upbench.cost.measure import MAX_REPEATS, MIN_REPEATS, cost_key, measure
+from upbench.cost.peakmemory import LINUX, cpu_peak_memory
 from upbench.errors import UpbenchError
-from upbench.peakmemory import LINUX, Sizes, cpu_peak_memory
-from upbench.plugin import Registered
 from upbench.registry import find_method, load_plugin_file
 
 SIZES: dict[str, Any] = {

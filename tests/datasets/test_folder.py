@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from upbench.datasets.base import IGNORE
+from upbench.contracts.sample import IGNORE
 from upbench.datasets.camvid import CamVid
 from upbench.datasets.folder import FolderDataset
 from upbench.errors import UpbenchError

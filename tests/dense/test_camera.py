@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from upbench.base import Camera
-from upbench.cameras import CameraChoice
-from upbench.config import MethodSpec
+from upbench.contracts.sample import Camera
+from upbench.dense.camera import CameraChoice
 from upbench.errors import UpbenchError
-from upbench.runner import run
+from upbench.results.cell import MethodSpec
+from upbench.run.loop import run
 
 
 @pytest.mark.parametrize(
@@ -66,8 +66,8 @@ def test_what_a_method_is_given() -> None:
 
 
 def test_identity_true_and_wrong_focal_lengths_are_rows_of_one_table(toy, tmp_path) -> None:
-    from upbench.records import read_records
-    from upbench.report import render
+    from upbench.results.records import read_records
+    from upbench.results.report import render
 
     methods = [{"name": "toy_posed", "camera": camera} for camera in ("identity", "dataset", "dataset*2")]
     records = run(toy.config(tmp_path, methods, tasks=["depth"], seeds=1))

@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import upbench.layers.guidance as guidance
-from upbench.base import Camera, Upsampler
+from upbench.contracts.sample import Camera
+from upbench.contracts.upsampler import Upsampler
+from upbench.dense.tiles import DEFAULT_BUDGET, upsample_tiles, upsample_to
 from upbench.errors import UpbenchError
 from upbench.ops.pooling import pool_part, pooled_span
 from upbench.registry import plugins
-from upbench.streaming import DEFAULT_BUDGET, upsample_tiles, upsample_to
-from upbench.weights import load_method
+from upbench.weights.load import load_method
 
 SIZES = [  # image, features, output
     ((56, 70), (4, 5), (56, 70)),
@@ -170,7 +171,7 @@ def test_memory_stays_bounded():
     code = """
 import torch
 from upbench import load_method, upsample_tiles
-from upbench.peakmemory import LINUX, _Meter
+from upbench.cost.peakmemory import LINUX, _Meter
 torch.set_num_threads(1)
 method = load_method("raysup", channels=1024)
 image, features = torch.rand(1, 3, 96, 96), torch.randn(1, 1024, 16, 16)

@@ -9,12 +9,12 @@ import torch
 from probing import CHANNELS, CROPS, SIZE, Attending, Bent, Filming, Resized, probe, split, view
 from torch import Tensor
 
-from upbench import store
-from upbench.cache import cache_dir
+from upbench.contracts.operator import FunctionOperator
+from upbench.dense import spill as store
+from upbench.dense.view import Upsampled
 from upbench.errors import UpbenchError
-from upbench.ops.operator import FunctionOperator
 from upbench.registry import find_method
-from upbench.upsampled import Upsampled
+from upbench.system.cache import cache_dir
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from probing import CHANNELS, SIZE, Attending, Resized, Toy, view
 
-from upbench.datasets.base import Sample
+from upbench.contracts.sample import Sample
 from upbench.errors import UpbenchError
-from upbench.probes import (
+from upbench.evaluate.probe import (
     Conditioning,
     Evaluation,
     _batches,
@@ -22,7 +22,7 @@ from upbench.probes import (
     train_probe,
     training_steps,
 )
-from upbench.protocol import PRESETS, ProbeConfig, find_preset
+from upbench.evaluate.protocol import PRESETS, ProbeConfig, find_preset
 from upbench.registry import find_task
 
 

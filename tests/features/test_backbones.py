@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save
 
-from upbench.backbones import RECOMMENDED, Backbone, list_backbones, load_backbone
+from upbench.contracts.backbone import Backbone
 from upbench.errors import UpbenchError
-from upbench.packaged import PACKAGED
+from upbench.features.backbones import RECOMMENDED, list_backbones, load_backbone
+from upbench.features.packaged import PACKAGED
 
 needs_focus = pytest.mark.skipif(
     not (PACKAGED["dinov2_vits14_focus"].installed and importlib.util.find_spec("onnx")),

@@ -16,11 +16,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-import upbench.features as features_module
-from upbench.backbones import Backbone, load_backbone
-from upbench.datasets.base import Dataset, Sample
+import upbench.features.store as features_module
+from upbench.contracts.backbone import Backbone
+from upbench.contracts.dataset import Dataset
+from upbench.contracts.sample import Sample
 from upbench.errors import UpbenchError
-from upbench.features import cached_features
+from upbench.features.backbones import load_backbone
+from upbench.features.store import cached_features
 
 
 class Toy(Dataset):

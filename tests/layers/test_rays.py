@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from upbench.base import Camera
+from upbench.contracts.sample import Camera
 from upbench.layers.rays import (
     ORIGINAL_SIZES,
     default_intrinsics,

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from upbench.cost.macs import count_macs
 from upbench.layers import convolutions, strips
 from upbench.layers.convolutions import Branch, Encoder, convolution, residual_encoder
 from upbench.layers.strips import can_stream
-from upbench.macs import count_macs
 
 KINDS = {
     "1x1": ((1, 1), 2, 1, (0, 0)),

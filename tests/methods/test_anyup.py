@@ -13,13 +13,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from upbench.cost.macs import count_macs
 from upbench.errors import UpbenchError
 from upbench.layers.attention import Position, RMSNorm
-from upbench.macs import count_macs
 from upbench.methods import anyup
 from upbench.methods.anyup import AnyUp, UnifiedFeatures
 from upbench.ops.operator import project
-from upbench.weights import load_method
+from upbench.weights.load import load_method
 
 DIM = 128
 
@@ -170,7 +170,7 @@ class _At(nn.Module):
 
 
 def expected_macs(image: tuple[int, int], grid: tuple[int, int], size: tuple[int, int], channels: int) -> int:
-    """By hand, for one image; what is counted is told in `upbench.macs`. Windows without their padding."""
+    """By hand, for one image; `upbench.cost.macs` says what is counted. Windows without their padding."""
     pixels, low, high = (a * b for a, b in (image, grid, size))
     blocks = 2 * 2 * DIM * DIM + 4 * 5 * DIM  # two blocks: convolutions and normalisations
     at_image = 3 * DIM + blocks + 2 * (DIM * DIM + blocks) + 3 * DIM  # encoders; the position's addcmul

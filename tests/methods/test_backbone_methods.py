@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
-from upbench.backbones import Backbone, BackboneInfo
-from upbench.base import Setting, Upsampler
+from upbench.contracts.backbone import Backbone, BackboneInfo
+from upbench.contracts.operator import SourcedOperator
+from upbench.contracts.upsampler import Setting, Upsampler
 from upbench.errors import UpbenchError
 from upbench.methods.strided import overlapping
-from upbench.ops.operator import SourcedOperator
 from upbench.ops.placement import placement_matrix
 from upbench.ops.resample import interpolation_matrix, resize
 from upbench.testing import tiny_backbone
-from upbench.weights import load_method
+from upbench.weights.load import load_method
 
 NAMES = ("large_image", "strided", "shift_average")
 ONE = {"large_image": {"scale": 1}, "strided": {"factor": 1}, "shift_average": {"shifts": 1}}

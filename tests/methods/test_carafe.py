@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upbench.cost import _Bound
+from upbench.cost.macs import count_macs
+from upbench.cost.measure import _Bound
 from upbench.errors import UpbenchError
-from upbench.macs import count_macs
 from upbench.methods.carafe import CARAFE
 from upbench.ops.reassemble import reassemble
-from upbench.weights import load_method
+from upbench.weights.load import load_method
 
 
 def at(x: Tensor, i: int, j: int) -> Tensor:

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upbench.cost import _Bound
+from upbench.cost.macs import count_macs
+from upbench.cost.measure import _Bound
 from upbench.errors import UpbenchError
-from upbench.macs import count_macs
 from upbench.methods.dysample import DySample, PointMap
-from upbench.weights import load_method
+from upbench.weights.load import load_method
 
 
 def sample(x: Tensor, y: float, z: float) -> Tensor:

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upbench.backbones import Backbone
+from upbench.contracts.backbone import Backbone
+from upbench.cost.macs import count_macs
 from upbench.errors import UpbenchError
-from upbench.macs import count_macs
 from upbench.methods.featup_implicit import (
     Downsampler,
     FeatUpImplicit,

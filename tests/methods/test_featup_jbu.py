@@ -11,13 +11,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from upbench.cost.macs import count_macs
 from upbench.errors import UpbenchError
-from upbench.macs import count_macs
 from upbench.methods import featup_jbu
 from upbench.methods.featup_jbu import FeatUpJBU
 from upbench.ops.operator import project
 from upbench.ops.resample import to_size
-from upbench.weights import load_method
+from upbench.weights.load import load_method
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_chunks_change_nothing(model: FeatUpJBU, monkeypatch: pytest.MonkeyPatch
     with torch.no_grad():
         expected = model(image, features, (56, 70))
         monkeypatch.setattr(featup_jbu, "_BUDGET", 1)
-        monkeypatch.setattr("upbench.ops.doubling._BUDGET", {"cpu": 1})
+        monkeypatch.setattr("upbench.ops.window.doubling._BUDGET", {"cpu": 1})
         monkeypatch.setattr("upbench.ops.reassemble._BUDGET", {"cpu": 1})
         torch.testing.assert_close(model(image, features, (56, 70)), expected, rtol=0, atol=1e-5)
 

@@ -12,11 +12,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from upbench.cost.macs import count_macs
 from upbench.errors import UpbenchError
-from upbench.macs import count_macs
 from upbench.methods.lift import LiFT
-from upbench.weights import load_method
-from upbench.work import about
+from upbench.run.describe import about
+from upbench.weights.load import load_method
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from upbench.base import Setting
+from upbench.contracts.upsampler import Setting
+from upbench.cost.macs import count_macs
 from upbench.errors import UpbenchError
-from upbench.macs import count_macs
 from upbench.methods import loftup
 from upbench.methods.loftup import LoftUp, Waves
 from upbench.testing import METHOD_CHECKS, MethodCase
-from upbench.weights import load_method
+from upbench.weights.load import load_method
 
 
 @pytest.fixture
@@ -224,7 +224,7 @@ class _At(nn.Module):
 
 
 def expected_macs(image: tuple[int, int], grid: tuple[int, int], size: tuple[int, int], channels: int) -> int:
-    """By hand, for one image; what is counted is told in `upbench.macs`."""
+    """By hand, for one image; what is counted is told in `upbench.cost.macs`."""
     low, high = grid[0] * grid[1], size[0] * size[1]
     dim, inputs = channels + 20, 203
     stem = 5 * inputs + 9 * inputs * dim + 9 * dim * dim + 2 * 2 * dim

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from upbench.peakmemory import LINUX, Sizes, cpu_peak_memory
-from upbench.weights import load_method
+from upbench.contracts.upsampler import Sizes
+from upbench.cost.peakmemory import LINUX, cpu_peak_memory
+from upbench.weights.load import load_method
 
 
 @pytest.mark.parametrize("name", ["raysup", "anyup"])

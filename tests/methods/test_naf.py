@@ -14,12 +14,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from upbench.base import Setting
+from upbench.contracts.upsampler import Setting
+from upbench.cost.macs import count_macs
 from upbench.errors import UpbenchError
-from upbench.macs import count_macs
 from upbench.methods.naf import NAF, _limited
 from upbench.ops.operator import project
-from upbench.weights import load_method
+from upbench.weights.load import load_method
 
 
 def official(state: dict[str, Tensor], head: int = 64) -> dict[str, Tensor]:
@@ -182,7 +182,7 @@ class _At(nn.Module):
 
 
 def expected_macs(image: tuple[int, int], grid: tuple[int, int], size: tuple[int, int], channels: int) -> int:
-    """By hand, for whole ratios and one image; what is counted is told in `upbench.macs`."""
+    """By hand, for whole ratios and one image; what is counted is told in `upbench.cost.macs`."""
     pixels, low, high = (a * b for a, b in (image, grid, size))
     encoder = sum(taps * (3 * 128 + 4 * 128 * 128) + 4 * 5 * 128 for taps in (1, 9))
     pooling = 256 * (max(pixels, high) * (size != image) + max(high, low) * (size != grid))

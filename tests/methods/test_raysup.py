@@ -13,13 +13,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from upbench.base import Camera, Setting
+from upbench.contracts.sample import Camera
+from upbench.contracts.upsampler import Setting
+from upbench.cost.macs import count_macs
 from upbench.errors import UpbenchError
 from upbench.layers.rays import default_intrinsics, ray_directions
-from upbench.macs import count_macs
 from upbench.methods.raysup import RaysUp
 from upbench.ops.operator import project
-from upbench.weights import load_method
+from upbench.weights.load import load_method
 
 DIM = 64  # of a branch
 
@@ -195,7 +196,7 @@ class _At(nn.Module):
 
 
 def expected_macs(image: tuple[int, int], grid: tuple[int, int], size: tuple[int, int], channels: int) -> int:
-    """By hand, for whole ratios and one image; what is counted is told in `upbench.macs`."""
+    """By hand, for whole ratios and one image; what is counted is told in `upbench.cost.macs`."""
     pixels, low, high = (a * b for a, b in (image, grid, size))
     taps = (1, 3, 3, 4)
     stems = 3 * DIM * sum(taps)

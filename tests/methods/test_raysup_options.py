@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upbench.base import Camera
-from upbench.checkpoint import read_metadata
-from upbench.config import RunConfig
+from upbench.contracts.sample import Camera
+from upbench.cost.macs import count_macs
 from upbench.errors import UpbenchError
-from upbench.macs import count_macs
 from upbench.methods.raysup import ENCODERS, POSITIONS, RaysUp
-from upbench.ops.window import QueryRows, window_attention
+from upbench.ops.window.attention import QueryRows, window_attention
+from upbench.run.config import RunConfig
+from upbench.system.checkpoint import read_metadata
 from upbench.testing import METHOD_CHECKS, MethodCase, NotApplicable
-from upbench.weights import load_method
+from upbench.weights.load import load_method
 
 PARAMETERS = {"decoupled": 102_592, "parallel": 144_512, "multi": 268_544, "dual": 662_528, "single": 266_240}
 VARIANTS: dict[str, dict[str, Any]] = {

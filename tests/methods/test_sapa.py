@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upbench.cost import _Bound
+from upbench.cost.macs import count_macs
+from upbench.cost.measure import _Bound
 from upbench.errors import UpbenchError
-from upbench.macs import count_macs
 from upbench.methods.sapa import SAPA
-from upbench.weights import load_method
+from upbench.weights.load import load_method
 
 
 def one_stage(state: dict[str, Tensor], x: Tensor, y: Tensor, side: int, gated: bool) -> Tensor:

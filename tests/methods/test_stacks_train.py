@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from upbench.base import Upsampler
+from upbench.contracts.upsampler import Upsampler
 from upbench.testing.backbones import tiny_backbone
-from upbench.train import TrainConfig, ViewConfig, train, upsampling_loss
-from upbench.traindata import prepare
-from upbench.weights import load_method
+from upbench.train.loop import TrainConfig, ViewConfig, train, upsampling_loss
+from upbench.train.views import prepare
+from upbench.weights.load import load_method
 
 METHODS = ["carafe", "sapa", "dysample"]
 VIEWS = ViewConfig(view_size=64, guidance_size=32, crops_per_image=2, scales_per_view=2, precision="fp32")
@@ -25,7 +25,7 @@ def config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> TrainConfig:
     """A tiny backbone, photos of noise, features of 4 to 8 cells that are to become 16."""
     monkeypatch.setenv("UPBENCH_CACHE", str(tmp_path / "cache"))
     backbone = tiny_backbone(channels=8, stride=4)
-    monkeypatch.setattr("upbench.backbones.load_backbone", lambda name, device="cpu": backbone)
+    monkeypatch.setattr("upbench.features.backbones.load_backbone", lambda name, device="cpu": backbone)
     folder = tmp_path / "photos"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -60,7 +60,7 @@ def test_training_changes_every_weight_and_lowers_the_loss(method: str, config: 
 @torch.no_grad()
 def loss(method: Upsampler, config: TrainConfig) -> float:
     """Of all the views that it is trained on, at every size."""
-    from upbench.backbones import load_backbone
+    from upbench.features.backbones import load_backbone
 
     pool = prepare(config.images, load_backbone("tiny"), config.views)
     losses = []

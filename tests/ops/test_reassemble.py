@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from upbench.cost.macs import count_macs
 from upbench.errors import UpbenchError
-from upbench.macs import count_macs
 from upbench.ops.reassemble import affinity, reassemble
 
 CASES = [  # side, scale, padding, groups

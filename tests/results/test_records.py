@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from upbench.config import Cell, MethodSpec
 from upbench.errors import UpbenchError
-from upbench.records import Record, Spread, load_records, read_record, read_records, write_record
+from upbench.results.cell import Cell, MethodSpec
+from upbench.results.records import Record, Spread, load_records, read_record, read_records, write_record
 
 
 def cell(method: str = "bilinear", task: str = "seg", **values) -> Cell:

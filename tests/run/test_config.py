@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from upbench.config import Cell, MethodSpec, RunConfig, match_names, read_yaml
 from upbench.errors import UpbenchError
+from upbench.registry import match_names
+from upbench.results.cell import Cell, MethodSpec
+from upbench.run.config import RunConfig, read_yaml
 
 METHODS = ("anyup", "bicubic", "bilinear", "raysup")
 TASKS = {"depth": ("interiors",), "normals": ("interiors",), "seg": ("interiors", "voc")}
@@ -198,7 +200,7 @@ def test_the_key_does_not_depend_on_the_order_of_mappings(items):
 
 def test_the_key_is_the_same_in_every_process():
     code = (
-        "from upbench.config import *; c = RunConfig(methods='raysup', tasks='seg', probe={'lr': 0.1});"
+        "from upbench.run.config import *; c = RunConfig(methods='raysup', tasks='seg', probe={'lr': 0.1});"
         "print(c.cells({'seg': ['interiors']}, 'cpu')[0].key)"
     )
     keys = {subprocess.check_output([sys.executable, "-c", code]) for _ in range(2)}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from upbench.errors import UpbenchError
-from upbench.executors import Lost, find_executor
+from upbench.run.executors import Lost, find_executor
 
 WORK = '''
 import os, signal, sys, time
@@ -88,7 +88,7 @@ def test_workers_are_other_processes_and_none_is_left(work):
 
 
 def test_workers_share_the_cores_and_heed_omp_num_threads(work, monkeypatch):
-    monkeypatch.setattr("upbench.executors.usable_cores", lambda: 4)
+    monkeypatch.setattr("upbench.run.executors.usable_cores", lambda: 4)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert [n for _, n in find_executor("process")(work.threads, [1], workers=2)] == [2]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -108,7 +108,7 @@ def test_a_worker_ends_with_a_parent_that_was_killed(work, tmp_path):
     boss = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "import upbench_test_work as work\n"
-        "from upbench.executors import find_executor\n"
+        "from upbench.run.executors import find_executor\n"
         "for _, pid in find_executor('process')(work.sleeps, [1], workers=1): print(pid, flush=True)\n"
     )
     command = [sys.executable, "-c", boss, str(tmp_path)]

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 import upbench
-from upbench import work
+from upbench.cost import measure
 from upbench.errors import UpbenchError
-from upbench.protocol import find_preset
-from upbench.records import Record, load_records
+from upbench.evaluate.protocol import find_preset
 from upbench.registry import find_method, find_task
-from upbench.runner import run
+from upbench.results.records import Record, load_records
+from upbench.run import worker as work
+from upbench.run.loop import run
 
 
 @pytest.fixture
@@ -176,7 +177,7 @@ def test_shared_work_is_done_once(toy, out, monkeypatch):
     loads = count_calls(monkeypatch, work.backbones, "load_backbone")
     features = count_calls(monkeypatch, work.features, "cached_features")
     views = count_calls(monkeypatch, method, "operator")
-    costs = count_calls(monkeypatch, work.cost, "measure")
+    costs = count_calls(monkeypatch, measure, "measure")
     run(toy.config(out, "toy_smooth", tasks=["seg", "depth"], seeds=3))
     assert loads["load_backbone"] == 1
     assert features["cached_features"] == 3, "one a split"

@@ -7,11 +7,11 @@ from types import ModuleType
 
 import pytest
 
-from upbench.base import Upsampler
+from upbench.contracts.upsampler import Upsampler
+from upbench.evaluate.protocol import PRESETS
 from upbench.methods.featup_implicit import FeatUpImplicit
-from upbench.protocol import PRESETS
 from upbench.registry import plugins
-from upbench.runner import run
+from upbench.run.loop import run
 from upbench.testing import MethodCase
 
 

@@ -16,11 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upbench.base import Upsampler
-from upbench.cache import cache_dir, replacing, safe_name, sha256_file
-from upbench.download import download
+from upbench.contracts.upsampler import Upsampler
+from upbench.contracts.weights import Weights
 from upbench.errors import UpbenchError
-from upbench.weights import Weights, load_method, resolve
+from upbench.system.cache import cache_dir, replacing, safe_name, sha256_file
+from upbench.system.download import download
+from upbench.weights.load import load_method
+from upbench.weights.resolve import resolve
 
 CONTENT = bytes(range(256)) * 5000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from upbench import progress
+from upbench.system import progress
 
 
 class Terminal(io.StringIO):

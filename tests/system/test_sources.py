@@ -10,10 +10,10 @@ from types import ModuleType
 
 import pytest
 
-from upbench import sources
 from upbench.methods.nearest import Nearest
 from upbench.methods.raysup import RaysUp
-from upbench.sources import source_files, source_fingerprint
+from upbench.system import sources
+from upbench.system.sources import source_files, source_fingerprint
 
 
 def names(cls: type) -> set[str]:
@@ -36,9 +36,10 @@ def plugin(tmp_path: Path) -> Iterator[ModuleType]:
 
 
 def test_the_own_file_comes_with_the_shared_modules_behind_it():
-    assert {"layers/rays.py", "layers/convolutions.py", "ops/window.py", "ops/windows.py"} <= names(RaysUp)
+    shared = {"layers/rays.py", "layers/convolutions.py", "window/attention.py", "window/tables.py"}
+    assert {*shared, "contracts/operator.py"} <= names(RaysUp)
     assert source_files(RaysUp)[0].name == "raysup.py"
-    assert "ops/window.py" not in names(Nearest)
+    assert "window/attention.py" not in names(Nearest)
 
 
 def test_a_change_of_any_of_them_changes_the_fingerprint(
@@ -57,6 +58,14 @@ def test_a_change_of_any_of_them_changes_the_fingerprint(
     assert source_files(plugin.Plain)[1:] == (shared,)
     shared.write_text("A = 2\n")
     assert source_fingerprint(plugin.Plain) != using
+
+
+def test_a_path_of_before_leads_to_the_file_of_now(plugin: ModuleType, tmp_path: Path):
+    (tmp_path / "a_plugin.py").write_text(
+        "from upbench.ops.windows import tiling\n\nclass Plain:\n    pass\n"
+    )
+    sources._imported.cache_clear()
+    assert "window/tables.py" in names(plugin.Plain)
 
 
 def test_a_class_without_a_file_has_none():

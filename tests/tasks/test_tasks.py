@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from upbench.datasets.base import Dataset, Sample
+from upbench.contracts.dataset import Dataset
+from upbench.contracts.sample import Sample
 from upbench.errors import UpbenchError
 from upbench.registry import find_task
 from upbench.tasks import depth as depth_task

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upbench.base import Upsampler
-from upbench.ops.operator import FunctionOperator
+from upbench.contracts.operator import FunctionOperator
+from upbench.contracts.upsampler import Upsampler
 from upbench.registry import find_task, load_plugin_file, open_dataset, plugins
 from upbench.testing import ContractError, check_dataset, check_method, check_task
 from upbench.testing.tasks import ToyDataset, toy_sample

@@ -18,9 +18,9 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from upbench.base import Upsampler
+from upbench.contracts.upsampler import Upsampler
 from upbench.errors import UpbenchError
-from upbench.train import (
+from upbench.train.loop import (
     TrainConfig,
     TrainResult,
     ViewConfig,
@@ -31,7 +31,7 @@ from upbench.train import (
     train,
     upsampling_loss,
 )
-from upbench.traindata import Batch
+from upbench.train.views import Batch
 
 VIEWS = ViewConfig(view_size=32, guidance_size=16, crops_per_image=2, scales_per_view=2, precision="fp32")
 
@@ -82,7 +82,7 @@ def tiny_method() -> Iterator[str]:
 def backbone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeBackbone:
     monkeypatch.setenv("UPBENCH_CACHE", str(tmp_path / "cache"))
     fake = FakeBackbone()
-    monkeypatch.setattr("upbench.backbones.load_backbone", lambda name, device="cpu": fake)
+    monkeypatch.setattr("upbench.features.backbones.load_backbone", lambda name, device="cpu": fake)
     return fake
 
 
@@ -203,7 +203,7 @@ def test_a_second_training_counts_the_images_of_the_first(config: TrainConfig, t
 
 
 def test_trained_weights_load_as_a_checkpoint(config: TrainConfig):
-    from upbench.weights import load_method
+    from upbench.weights.load import load_method
 
     result = train(config)
     method = load_method(config.method, result.out, channels=4)
@@ -212,7 +212,7 @@ def test_trained_weights_load_as_a_checkpoint(config: TrainConfig):
 
 def test_a_checkpoint_remembers_its_options(config: TrainConfig):
     from upbench.registry import find_method
-    from upbench.weights import load_method, options_unlike_training
+    from upbench.weights.load import load_method, options_unlike_training
 
     result = train(change(config, options={"width": 5}, steps=1))
     assert "| Options | width 5 |" in result.card.read_text()
@@ -282,7 +282,7 @@ def test_interrupts_restore_the_handlers(config: TrainConfig, monkeypatch: pytes
 
 def test_micro_batches_sum_to_the_same_gradient(config: TrainConfig, tmp_path: Path):
     """In eval mode: the masks of dropout would differ."""
-    from upbench.traindata import MixedPool, prepare
+    from upbench.train.views import MixedPool, prepare
 
     pool = prepare(config.images, FakeBackbone(), config.views)  # type: ignore[arg-type]
     gradients = []
@@ -301,7 +301,7 @@ def test_bf16_autocast_trains(config: TrainConfig):
 def test_the_command_repeats_the_run(config: TrainConfig, monkeypatch: pytest.MonkeyPatch):
     from dataclasses import replace
 
-    from upbench.cli import main
+    from upbench.cli.dispatch import main
 
     views = replace(config.views, recipe="crop", ratio=(0.3, 0.4))
     config = change(config, views=views, options={"broken": False}, guidance_sizes=(8, 16), device="auto")
@@ -314,7 +314,7 @@ def test_the_command_repeats_the_run(config: TrainConfig, monkeypatch: pytest.Mo
         parsed.append(config)
         raise UpbenchError("enough")
 
-    monkeypatch.setattr("upbench.train.train", catch)
+    monkeypatch.setattr("upbench.train.loop.train", catch)
     assert main(shlex.split(command)[1:]) == 2
     assert parsed == [config]
 
@@ -345,7 +345,7 @@ def test_options_are_checked_before_anything_is_computed(config: TrainConfig, ba
 @pytest.fixture
 def two_backbones(monkeypatch: pytest.MonkeyPatch, backbone: FakeBackbone) -> dict[str, FakeBackbone]:
     both = {"narrow": backbone, "wide": FakeBackbone(8)}
-    monkeypatch.setattr("upbench.backbones.load_backbone", lambda name, device="cpu": both[name])
+    monkeypatch.setattr("upbench.features.backbones.load_backbone", lambda name, device="cpu": both[name])
     return both
 
 

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from upbench.errors import UpbenchError
-from upbench.trainconfig import ViewConfig
-from upbench.traindata import View, find_photos, plan_views, prepare
+from upbench.train.config import ViewConfig
+from upbench.train.views import View, find_photos, plan_views, prepare
 
 STRIDE = 4
 CONFIG = ViewConfig(view_size=32, guidance_size=16, crops_per_image=3, scales_per_view=2, precision="fp32")

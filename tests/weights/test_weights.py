@@ -17,18 +17,12 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import upbench.weights as weights_module
-from upbench.base import Setting, Upsampler
+import upbench.weights.resolve as weights_module
+from upbench.contracts.upsampler import Setting, Upsampler
+from upbench.contracts.weights import Weights, weights_fingerprint
 from upbench.errors import UpbenchError
-from upbench.weights import (
-    Weights,
-    list_weights,
-    load_method,
-    options_unlike_training,
-    resolve,
-    weights_fingerprint,
-    weights_reason,
-)
+from upbench.weights.load import load_method, options_unlike_training
+from upbench.weights.resolve import list_weights, resolve, weights_reason
 
 
 class Toy(Upsampler):
@@ -378,7 +372,7 @@ def test_every_listed_entry_of_the_project_is_complete():
 
 
 def test_module_imports_no_torch():
-    code = "import sys, upbench.weights; sys.exit('torch' in sys.modules)"
+    code = "import sys, upbench.weights.resolve; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -13,8 +13,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime import Autotuner
 
-from upbench.ops import triton_kernels, triton_window
-from upbench.ops.windows import fraction_table, neighbourhood_table
+from upbench.ops.window import triton_kernels, triton_window
+from upbench.ops.window.tables import fraction_table, neighbourhood_table
 
 KERNELS = ("forward", "backward_queries_keys", "backward_values", "collect")
 NAMES = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}

@@ -20,12 +20,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from windowing import problems
 
-from upbench.base import Camera
+from upbench.contracts.sample import Camera
 from upbench.errors import UpbenchError
-from upbench.ops import natten_window, triton_window, use_backend, window
-from upbench.ops.window import window_attention
-from upbench.ops.windows import fraction_table, neighbourhood_table
-from upbench.weights import load_method
+from upbench.ops import use_backend
+from upbench.ops.window import attention as window
+from upbench.ops.window import natten_window, triton_window
+from upbench.ops.window.attention import window_attention
+from upbench.ops.window.tables import fraction_table, neighbourhood_table
+from upbench.weights.load import load_method
 
 fuzz = settings(deadline=None, max_examples=8, suppress_health_check=list(HealthCheck))
 CPU = torch.device("cpu")
@@ -161,7 +163,7 @@ def test_triton_on_a_cpu_without_the_interpreter(monkeypatch: pytest.MonkeyPatch
 def test_the_kernels_compile_for_a_gpu(root: Path, tmp_path: Path) -> None:
     """What the interpreter lets pass, the compiler does not: types, shapes of blocks, layouts."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    script = root / "tests" / "ops" / "compile_kernels.py"
+    script = root / "tests" / "ops" / "window" / "compile_kernels.py"
     done = subprocess.run(
         [sys.executable, script], env=environment, capture_output=True, text=True, check=False
     )

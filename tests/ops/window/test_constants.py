@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from upbench.ops.constants import constant
+from upbench.ops.window.constants import constant
 
 
 def test_the_mark_is_that_of_torch():
@@ -23,7 +23,7 @@ def test_the_mark_is_that_of_torch():
 
 def test_listing_methods_does_not_import_the_compiler():
     code = (
-        "import sys; from upbench.cli import main; main(['list', 'methods']); "
+        "import sys; from upbench.cli.dispatch import main; main(['list', 'methods']); "
         "sys.exit('torch._dynamo' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from upbench.ops.doubling import doubling
 from upbench.ops.resample import doublings, resize, to_size
+from upbench.ops.window.doubling import doubling
 
 
 def reference(values: Tensor, kernels: Tensor, side: int) -> Tensor:

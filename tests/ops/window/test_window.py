@@ -15,8 +15,14 @@ from windowing import problems
 
 from upbench.errors import UpbenchError
 from upbench.ops.operator import project
-from upbench.ops.window import QueryRows, WindowOperator, window_attention, window_operator
-from upbench.ops.windows import fraction_table, nearest_exact, neighbourhood, neighbourhood_table, tiling
+from upbench.ops.window.attention import QueryRows, WindowOperator, window_attention, window_operator
+from upbench.ops.window.tables import (
+    fraction_table,
+    nearest_exact,
+    neighbourhood,
+    neighbourhood_table,
+    tiling,
+)
 
 fuzz = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 CPU = torch.device("cpu")

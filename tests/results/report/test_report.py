@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from upbench.config import Cell, MethodSpec
 from upbench.errors import UpbenchError
-from upbench.records import Record, frame
-from upbench.report import Column, Value, build_tables, render
-from upbench.report.bootstrap import paired_difference
+from upbench.results.cell import Cell, MethodSpec
+from upbench.results.records import Record, frame
+from upbench.results.report import Column, Value, build_tables, render
+from upbench.results.report.bootstrap import paired_difference
 
 SEG = [
     {"name": "miou", "title": "mIoU", "higher_is_better": True, "unit": "%", "main": True},
@@ -347,7 +347,7 @@ def test_numbers_as_text(value, column, text):
 def test_a_terminal_shows_the_same_numbers():
     from rich.console import Console
 
-    from upbench.report.terminal import draw
+    from upbench.results.report.terminal import draw
 
     console = Console(file=io.StringIO(), width=200, force_terminal=False)
     draw(build_tables(frame([record("bilinear", warnings=["careful [now]"]), record("raysup")])), console)
