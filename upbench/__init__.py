@@ -15,8 +15,28 @@ install()
 
 _LAZY = {
     "Camera": "upbench.contracts.sample",
+    "Context": "upbench.contracts.task",
     "Evaluator": "upbench.contracts.task",
+    "Frame": "upbench.contracts.geometry",
+    "Framed": "upbench.contracts.sample",
+    "Geometry": "upbench.contracts.geometry",
     "Metric": "upbench.contracts.task",
+    "NativeAspect": "upbench.protocols.geometry",
+    "Output": "upbench.contracts.protocol",
+    "PaddedSquare": "upbench.protocols.geometry",
+    "Pair": "upbench.contracts.dataset",
+    "PairDataset": "upbench.contracts.dataset",
+    "ProbeTask": "upbench.evaluate.task",
+    "Protocol": "upbench.contracts.protocol",
+    "Recipe": "upbench.contracts.protocol",
+    "Scores": "upbench.contracts.task",
+    "Scoring": "upbench.contracts.protocol",
+    "SquareCrop": "upbench.protocols.geometry",
+    "Squash": "upbench.protocols.geometry",
+    "Truth": "upbench.contracts.task",
+    "VideoDataset": "upbench.contracts.dataset",
+    "Windows": "upbench.protocols.geometry",
+    "load_records": "upbench.results.records",
     "Setting": "upbench.contracts.upsampler",
     "Task": "upbench.contracts.task",
     "Upsampler": "upbench.contracts.upsampler",
@@ -40,20 +60,40 @@ _LAZY = {
 __all__ = [
     "Backbone",
     "Camera",
+    "Context",
     "Dataset",
     "Evaluator",
+    "Frame",
+    "Framed",
+    "Geometry",
     "Metric",
+    "NativeAspect",
+    "Output",
+    "PaddedSquare",
+    "Pair",
+    "PairDataset",
+    "ProbeTask",
+    "Protocol",
+    "Recipe",
     "Record",
     "RunConfig",
     "Sample",
+    "Scores",
+    "Scoring",
     "Setting",
+    "SquareCrop",
+    "Squash",
     "Task",
+    "Truth",
     "UpbenchError",
     "Upsampler",
+    "VideoDataset",
     "Weights",
+    "Windows",
     "__version__",
     "load_backbone",
     "load_method",
+    "load_records",
     "open_dataset",
     "plugins",
     "read_records",
@@ -64,16 +104,20 @@ __all__ = [
 
 if TYPE_CHECKING:
     from upbench.contracts.backbone import Backbone
-    from upbench.contracts.dataset import Dataset
-    from upbench.contracts.sample import Camera, Sample
-    from upbench.contracts.task import Evaluator, Metric, Task
+    from upbench.contracts.dataset import Dataset, Pair, PairDataset, VideoDataset
+    from upbench.contracts.geometry import Frame, Geometry
+    from upbench.contracts.protocol import Output, Protocol, Recipe, Scoring
+    from upbench.contracts.sample import Camera, Framed, Sample
+    from upbench.contracts.task import Context, Evaluator, Metric, Scores, Task, Truth
     from upbench.contracts.upsampler import Setting, Upsampler
     from upbench.contracts.weights import Weights
     from upbench.dense.tiles import upsample_tiles, upsample_to
     from upbench.errors import UpbenchError
+    from upbench.evaluate.task import ProbeTask
     from upbench.features.backbones import load_backbone
+    from upbench.protocols.geometry import NativeAspect, PaddedSquare, SquareCrop, Squash, Windows
     from upbench.registry import open_dataset, plugins
-    from upbench.results.records import Record, read_records
+    from upbench.results.records import Record, load_records, read_records
     from upbench.run.config import RunConfig
     from upbench.run.loop import run
     from upbench.weights.load import load_method

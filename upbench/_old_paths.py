@@ -14,12 +14,14 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from upbench.errors import UpbenchError
+
 PATHS: dict[str, tuple[str, ...]] = {
     old: tuple(f"upbench.{place}" for place in places.split())
     for old, places in {
         "upbench.base": "contracts.upsampler contracts.task contracts.sample contracts.image",
         "upbench.plugin": "contracts.registered",
-        "upbench.datasets.base": "contracts.dataset contracts.sample datasets._geometry system.cache",
+        "upbench.datasets.base": "contracts.dataset contracts.sample system.cache",
         "upbench.backbones": "features.backbones contracts.backbone",
         "upbench.packaged": "features.packaged",
         "upbench.upsampled": "dense.view",
@@ -27,15 +29,15 @@ PATHS: dict[str, tuple[str, ...]] = {
         "upbench.streaming": "dense.tiles",
         "upbench.cameras": "dense.camera",
         "upbench.probes": "evaluate.probe",
-        "upbench.protocol": "evaluate.protocol",
+        "upbench.protocol": "contracts.protocol",
         "upbench.macs": "cost.macs contracts.upsampler",
         "upbench.peakmemory": "cost.peakmemory contracts.upsampler",
         "upbench.profiling": "cost.profile",
         "upbench.records": "results.records",
         "upbench.report": "results.report",
         "upbench.config": "run.config results.cell registry contracts.weights",
-        "upbench.plan": "run.plan run.build",
-        "upbench.work": "run.worker run.costs run.samples run.describe dense.precision",
+        "upbench.plan": "run.plan run.jobs",
+        "upbench.work": "run.worker run.costs run.describe",
         "upbench.runner": "run.loop",
         "upbench.executors": "run.executors",
         "upbench.listing": "cli.listing",
@@ -60,12 +62,36 @@ PATHS: dict[str, tuple[str, ...]] = {
     }.items()
 }
 
+RENAMED = {"upbench.protocol": {"ProbeConfig": "Recipe"}}
+"""Path -> name of then -> name of now, of what is still the same thing."""
+
+_PROTOCOLS = "a preset is a protocol now: see upbench.Protocol and upbench.registry.find_protocol"
+_METHOD = "a method is called by upbench.dense.method.MethodCall now"
+GONE = {
+    "upbench.protocol": dict.fromkeys(("Preset", "PRESETS", "find_preset"), _PROTOCOLS),
+    "upbench.upsampled": {"Upsampled": "upsampled features are upbench.dense.view.UpsampledSplit now"},
+    "upbench.work": {"Samples": "images are upbench.features.images.SplitImages now", "in_dtype": _METHOD},
+    "upbench.plan": {"splits": "splits are told by upbench.Dataset.splits now"},
+    "upbench.probes": {
+        "train_probe": "probes are trained by upbench.evaluate.probe.train_probes now",
+        "evaluate": "probes are evaluated by upbench.evaluate.score.evaluate_probes now",
+    },
+    "upbench.datasets.base": {
+        "Fit": "images are cut by upbench.Geometry now, datasets give them as they are"
+    },
+}
+"""Path -> name -> what is there instead of something that no longer is. To ask for it raises `UpbenchError`:
+of an AttributeError, `from ... import` would lose the words."""
+
 
 class _OldModule(ModuleType):
     def __getattr__(self, name: str) -> Any:
         places = PATHS[self.__name__]
         if name == "__all__":
             return [each for each in dir(self) if not each.startswith("_")]
+        if told := GONE.get(self.__name__, {}).get(name):
+            raise UpbenchError(f"there is no {self.__name__}.{name} any more: {told}")
+        name = RENAMED.get(self.__name__, {}).get(name, name)
         if not name.startswith("__"):
             for place in places:
                 module = importlib.import_module(place)

@@ -18,6 +18,7 @@ from upbench.errors import UpbenchError, unknown
 
 if TYPE_CHECKING:
     from upbench.contracts.dataset import Dataset
+    from upbench.contracts.protocol import Protocol
     from upbench.contracts.task import Task
     from upbench.contracts.upsampler import Upsampler
 
@@ -26,6 +27,7 @@ _KINDS = {
     "method": ("upbench.contracts.upsampler", "Upsampler", "upbench.methods", "upbench.methods"),
     "task": ("upbench.contracts.task", "Task", "upbench.tasks", "upbench.tasks"),
     "dataset": ("upbench.contracts.dataset", "Dataset", "upbench.datasets", "upbench.datasets"),
+    "protocol": ("upbench.contracts.protocol", "Protocol", "upbench.protocols", "upbench.protocols"),
 }
 
 
@@ -53,8 +55,8 @@ def load_plugin_file(path: str | Path) -> None:
         spec.loader.exec_module(module)
         if all(_table(kind) == before[kind] for kind in _KINDS):
             raise UpbenchError(
-                f"plugin file {path} registers nothing: it needs a subclass of upbench.Upsampler or "
-                "upbench.Task with a 'name'"
+                f"plugin file {path} registers nothing: it needs a subclass of upbench.Upsampler, "
+                "Task, Dataset or Protocol with a 'name'"
             )
     except BaseException as error:
         del sys.modules[name]
@@ -111,7 +113,7 @@ def _discover(kind: str) -> None:
 
 
 def plugins(kind: str) -> dict[str, Any]:
-    """Every plugin of a kind ("method", "task", "dataset") by name, in alphabetical order."""
+    """Every plugin of a kind ("method", "task", "dataset", "protocol") by name, in alphabetical order."""
     _discover(kind)
     return dict(sorted(_table(kind).items()))
 
@@ -141,6 +143,11 @@ def find_task(name: str) -> type[Task]:
 def find_dataset(name: str) -> type[Dataset]:
     """The dataset of that name; errors as `find`."""
     return find("dataset", name)  # type: ignore[no-any-return]
+
+
+def find_protocol(name: str) -> type[Protocol]:
+    """The protocol of that name; errors as `find`."""
+    return find("protocol", name)  # type: ignore[no-any-return]
 
 
 def open_dataset(spec: str) -> Dataset:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from collections.abc import Sequence
+from dataclasses import InitVar, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -27,7 +29,7 @@ class BackboneInfo:
         channels: C of its features.
         stride: Pixels per feature, on both axes.
         source: Where the weights come from: a package, a model hub, "random".
-        licence: Of the weights; "" where timm names none.
+        license: Of the weights; "" where timm names none.
         notes: What it is, in a few words.
     """
 
@@ -35,8 +37,16 @@ class BackboneInfo:
     channels: int
     stride: int
     source: str
-    licence: str = ""
+    license: str = ""
     notes: str = ""
+    licence: InitVar[str] = ""  # as the first edition spelt it
+
+    def __post_init__(self, licence: str) -> None:
+        if licence and not self.license:
+            object.__setattr__(self, "license", licence)
+
+
+BackboneInfo.licence = property(lambda self: self.license)  # type: ignore[attr-defined]
 
 
 class Backbone(nn.Module):
@@ -47,7 +57,7 @@ class Backbone(nn.Module):
         channels: C of the features.
         stride: Pixels per feature; the sides of the input must be multiples of it.
         mean, std: Statistics that the image is normalised with.
-        info: Source and licence.
+        info: Source and license.
     """
 
     def __init__(self, model: nn.Module, info: BackboneInfo) -> None:
@@ -111,6 +121,25 @@ class Backbone(nn.Module):
         Raises:
             UpbenchError: Another shape, sides that the stride does not divide, or that the model refuses.
         """
+        features, _ = self._run(image01)
+        return features
+
+    def with_token(self, image01: Tensor) -> tuple[Tensor, Tensor]:
+        """Features, and the class token of each image (`[B, C]`, after the final norm).
+
+        Args: image01: As for `forward`.
+
+        Raises:
+            UpbenchError: As `forward`, or a model that has no class token.
+        """
+        if getattr(self.model, "cls_token", None) is None:
+            raise UpbenchError(f"backbone '{self.name}' has no class token")
+        features, prefix = self._run(image01, return_prefix_tokens=True)
+        assert prefix is not None
+        return features, prefix[:, 0]
+
+    def _run(self, image01: Tensor, **more: Any) -> tuple[Tensor, Tensor | None]:
+        """The features, and the tokens before the patches where these are asked for."""
         if image01.ndim != 4 or image01.shape[1] != 3 or not image01.is_floating_point():
             raise UpbenchError(
                 f"backbone '{self.name}' takes floats [B, 3, H, W] in 0..1, "
@@ -123,10 +152,9 @@ class Backbone(nn.Module):
                 f"backbone '{self.name}' needs sides that {self.stride} divides, got {height}x{width}; "
                 f"the nearest is {near}"
             )
+        options = {"indices": 1, "norm": True, "output_fmt": "NCHW", "intermediates_only": True, **more}
         try:
-            maps = self.model.forward_intermediates(
-                self.normalize(image01), indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
-            )
+            maps = self.model.forward_intermediates(self.normalize(image01), **options)
         except (AssertionError, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -134,13 +162,20 @@ class Backbone(nn.Module):
             raise UpbenchError(
                 f"backbone '{self.name}' refuses images of {height}x{width}: {text}"
             ) from error
-        features: Tensor = maps[-1]
+        features, prefix = maps[-1] if more else (maps[-1], None)
         expected = (image01.shape[0], self.channels, height // self.stride, width // self.stride)
         if tuple(features.shape) != expected:
             raise UpbenchError(
                 f"backbone '{self.name}' gave features {list(features.shape)}, expected {list(expected)}"
             )
-        return features
+        return features, prefix
+
+    def with_statistics(self, mean: Sequence[float], std: Sequence[float]) -> Backbone:
+        """The same model, whose images are normalised with other statistics; the weights are shared."""
+        other = copy.copy(self)
+        other.__dict__.pop("fingerprint", None)  # it depends on the statistics
+        other.mean, other.std = tuple(mean), tuple(std)
+        return other
 
     @cached_property
     def fingerprint(self) -> str:

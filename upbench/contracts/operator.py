@@ -40,6 +40,11 @@ class Operator(ABC):
     def crop(self, rows: slice, cols: slice) -> Operator:
         """The same operator for a rectangle of output pixels only (slices with step 1)."""
 
+    def narrowed(self) -> tuple[slice, slice, Operator]:
+        """The rectangle of low-resolution cells that the operator looks at, and itself on that rectangle:
+        what a crop does not see need not be projected. Everything, by default."""
+        return slice(None), slice(None), self
+
     def dense(self, features: Tensor) -> Tensor:
         """The upsampled features: `[B, C, h, w]` to `[B, C, H, W]`, each group with its own weights."""
         if self.groups == 1:
@@ -67,15 +72,24 @@ class Operator(ABC):
 
 
 class FunctionOperator(Operator):
-    """Any function of `[B, K, h, w]` that is linear and the same for every channel."""
+    """Any function of `[B, K, h, w]` that is linear and the same for every channel.
+
+    Attributes:
+        function: The function.
+        full_size: (H, W) of what it returns.
+        window: Rows and columns of that which are the result.
+        held: Bytes that the function holds, such as its image.
+    """
 
     def __init__(
         self,
         function: Callable[[Tensor], Tensor],
         output_size: tuple[int, int],
         window: tuple[slice, slice] | None = None,
+        held: int = 0,
     ) -> None:
         self.function = function
+        self.held = held
         self.full_size = output_size
         self.window = window or (slice(0, output_size[0]), slice(0, output_size[1]))
         rows, cols = self.window
@@ -90,9 +104,12 @@ class FunctionOperator(Operator):
         top, left = self.window[0].start, self.window[1].start
         r0, r1, _ = rows.indices(self.output_size[0])
         c0, c1, _ = cols.indices(self.output_size[1])
-        return FunctionOperator(
-            self.function, self.full_size, (slice(top + r0, top + r1), slice(left + c0, left + c1))
-        )
+        window = (slice(top + r0, top + r1), slice(left + c0, left + c1))
+        return FunctionOperator(self.function, self.full_size, window, self.held)
+
+    def nbytes(self) -> int:
+        """Bytes that the function holds."""
+        return self.held
 
 
 class SourcedOperator(Operator):

@@ -17,11 +17,21 @@ def origin(cls: type) -> str:
         return cls.__module__
 
 
+def undefined(cls: type) -> list[str]:
+    """Names of the abstract methods and properties that a class leaves undefined, sorted.
+
+    `__abstractmethods__` has them only after the class is made, and only of classes whose metaclass is
+    `ABCMeta`, which `nn.Module` is not.
+    """
+    values = ((name, inspect.getattr_static(cls, name, None)) for name in dir(cls))
+    return [name for name, value in values if getattr(value, "__isabstractmethod__", False)]
+
+
 class Registered:
     """A family of plugins. A subclass that sets `name` in its body is registered under that name.
 
     The family's root sets `kind` and an empty `registered` of its own. A subclass without a `name` of its own
-    is an abstract step and stays out of the table.
+    is an abstract step and stays out of the table; one with a name has to define every abstract method.
     """
 
     kind: ClassVar[str]
@@ -38,6 +48,8 @@ class Registered:
                 f"{cls.kind} name {name!r} of {cls.__qualname__} ({origin(cls)}) must be a non-empty word "
                 "without ':', ',', '/' or spaces"
             )
+        if missing := undefined(cls):
+            raise UpbenchError(f"{cls.kind} '{name}' ({origin(cls)}) must define {', '.join(missing)}")
         other = cls.registered.get(name)
         if other is not None and not _same_source(cls, other):
             raise UpbenchError(

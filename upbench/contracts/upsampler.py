@@ -16,11 +16,11 @@ Everything else below has a default that fits such a method.
 
 from __future__ import annotations
 
-import copy
 import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -119,14 +119,16 @@ class Upsampler(nn.Module, Registered):
         title: Name as the paper writes it; `name` where empty.
         paper: Reference, as in "Author et al., Venue Year, arXiv 0000.00000".
         year: Year of publication.
-        licence: Licence of the official code, or "" where the method has none.
+        license: License of the official code, or "" where the method has none.
         guided: Whether the output depends on the image.
         trainable: Whether it has parameters that `upbench train` fits.
         linear: Whether, for a fixed image, each output channel is the same linear function of its input
             channel (the case of every method whose weights come from the image alone).
         uses_camera: Whether `forward` takes `camera=`.
-        uses_backbone: Whether `forward` runs the backbone again, as `self.backbone` (see there). Its cost is
-            then part of the method's.
+        uses_backbone: Whether `forward` takes `backbone=` and runs it: the frozen backbone that the features
+            come from, `[B, 3, H, W]` RGB in 0..1 (`denormalize`) to features, in float32 whatever the method
+            computes in. `operator`, `tile_operator` and `macs` take it too where the method defines them. Its
+            cost is part of the method's.
         precise_image: Whether `forward` takes the image in float32 even where the method and the features are
             in half precision: of methods to which a rounded image is another image.
         channel_multiple: What C has to be a multiple of, as where heads share the channels out.
@@ -150,7 +152,8 @@ class Upsampler(nn.Module, Registered):
     title: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     year: ClassVar[int | None] = None
-    licence: ClassVar[str] = ""
+    license: ClassVar[str] = ""
+    licence: ClassVar[str] = ""  # as the first edition spelt it: the same as `license`
     guided: ClassVar[bool] = True
     trainable: ClassVar[bool] = False
     linear: ClassVar[bool] = False
@@ -164,6 +167,12 @@ class Upsampler(nn.Module, Registered):
     weights: ClassVar[Mapping[str, Weights]] = {}
     default_weights: ClassVar[str | None] = None
     preset_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        if "license" not in cls.__dict__ and "licence" in cls.__dict__:
+            cls.license = cls.__dict__["licence"]
+        cls.licence = cls.license
+        super().__init_subclass__(**kwargs)
 
     def __init__(self, channels: int = 384) -> None:
         """Args: channels: C of the features; a method that works for any C ignores it."""
@@ -195,13 +204,17 @@ class Upsampler(nn.Module, Registered):
         `SourcedOperator`, which brings them along; the rest return None and are probed on their dense
         features.
 
-        Args: as for `forward`.
+        Args: as for `forward`; of a method that runs the backbone also `backbone`.
         """
         from upbench.contracts.operator import FunctionOperator
 
-        if not self.linear:
+        if not self.linear or (self.uses_backbone and takes(type(self).forward, "backbone")):
             return None
-        return FunctionOperator(lambda values: self(image, values, output_size), output_size)
+        given = extras(self, camera=camera)
+        held = image.numel() * image.element_size()
+        return FunctionOperator(
+            lambda values: self(image, values, output_size, **given), output_size, held=held
+        )
 
     def tile_operator(
         self,
@@ -209,6 +222,7 @@ class Upsampler(nn.Module, Registered):
         features: Tensor,
         output_size: tuple[int, int],
         camera: Camera | None = None,
+        backbone: Backbone | None = None,
         *,
         memory_budget: int,
     ) -> Operator | None:
@@ -222,9 +236,11 @@ class Upsampler(nn.Module, Registered):
             features: As for `operator`.
             output_size: As for `operator`.
             camera: As for `operator`.
+            backbone: As for `operator`.
             memory_budget: Bytes that the result may hold and take to be made, about.
         """
-        return self.operator(image, features, output_size, camera)
+        given = extras(self, "operator", camera=camera, backbone=backbone)
+        return self.operator(image, features, output_size, **given)
 
     def macs(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> MacCount | None:
         """MACs of a pass that no trace can follow (one that fits something to the image, with gradients);
@@ -244,48 +260,49 @@ class Upsampler(nn.Module, Registered):
         mean, std = (per_channel(values, image.float()) for values in (self.mean, self.std))
         return (image.float() * std + mean).clamp(0, 1)
 
+    def given(self, backbone: Backbone | None) -> Backbone:
+        """The backbone that a method with `uses_backbone` was called with.
+
+        Raises:
+            UpbenchError: It was called without.
+        """
+        if backbone is None:
+            raise UpbenchError(
+                f"method '{self._called}' runs the backbone itself and has none: call it with backbone=..."
+            )
+        return backbone
+
     @property
     def backbone(self) -> Backbone:
-        """The frozen backbone, of methods with `uses_backbone`: `[B, 3, H, W]` RGB in 0..1 to features.
+        """The backbone, for plugins of the first edition, whose `forward` takes none (`attach_backbone`).
 
-        It is lent to the method and no part of it: absent from its parameters, modules and state dict, and
-        shared by its copies. It follows the method to another device (as a copy; the one that was lent
-        stays) but not to another dtype: whatever the method computes in, features come from a float32
-        backbone, as those that `forward` is given. So it takes and returns float32 (`denormalize` gives
-        float32). It travels along when the method is pickled.
+        It is no part of the method (absent from its parameters, modules and state dict), stays on its device
+        and in float32, and is shared by copies of the method. It travels along when the method is pickled.
 
         Raises:
             UpbenchError: None was attached.
         """
-        lent = self.__dict__.get("_lent")
-        if lent is None:
-            name = getattr(self, "name", type(self).__name__)
+        attached: _Attached | None = self.__dict__.get("_attached")
+        if attached is None:
             raise UpbenchError(
-                f"method '{name}' runs the backbone itself and has none: give it one with "
-                f"load_method('{name}', backbone=...)"
+                f"method '{self._called}' runs the backbone itself and has none: give it one with "
+                f"load_method('{self._called}', backbone=...)"
             )
-        backbone: Backbone = lent.backbone
-        return backbone
+        return attached.backbone
 
     def attach_backbone(self, backbone: Backbone) -> None:
-        """Lends the method the backbone that its features come from, on the method's device.
+        """Makes a backbone `self.backbone`: for plugins of the first edition. `extras` does it for them.
 
         Raises:
-            UpbenchError: The method does not use one.
+            UpbenchError: The method does not run one.
         """
         if not self.uses_backbone:
-            raise UpbenchError(f"method '{self.name}' runs no backbone")
-        self.__dict__["_lent"] = _Lent(backbone)  # past nn.Module, which would register it
+            raise UpbenchError(f"method '{self._called}' runs no backbone")
+        self.__dict__["_attached"] = _Attached(backbone)  # past nn.Module, which would register it
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Upsampler:
-        """Of `nn.Module`, for `to` and its like: the backbone follows to another device."""
-        super()._apply(fn, recurse)
-        lent = self.__dict__.get("_lent")
-        if lent is not None and (here := next(lent.backbone.parameters(), None)) is not None:
-            device = fn(torch.empty(0, device=here.device)).device
-            if device != here.device:
-                self.__dict__["_lent"] = _Lent(copy.deepcopy(lent.backbone).to(device))
-        return self
+    @property
+    def _called(self) -> str:
+        return getattr(self, "name", type(self).__name__)
 
     @classmethod
     def skip_reason(cls, setting: Setting) -> str | None:
@@ -337,11 +354,52 @@ class Upsampler(nn.Module, Registered):
         return dict(state)
 
 
-class _Lent:
-    """Holds a method's backbone; deep copies of the method hold the same one."""
+def extras(
+    method: Upsampler,
+    function: str = "forward",
+    *,
+    camera: Camera | None = None,
+    backbone: Backbone | None = None,
+) -> dict[str, Any]:
+    """What a function of a method is to be called with beside image, features and output size.
+
+    The camera goes to a method with `uses_camera`, the backbone to one with `uses_backbone`, each where the
+    function has a parameter for it:
+
+        method(image, features, output_size, **extras(method, camera=camera, backbone=backbone))
+
+    A method of the first edition, which runs the backbone without a parameter for it, has it attached.
+
+    Args:
+        method: The method.
+        function: Name of the function: "forward", "operator", "tile_operator" or "macs".
+        camera: None where there is none.
+        backbone: On the method's device; None where there is none.
+    """
+    called = getattr(type(method), function)
+    given: dict[str, Any] = {}
+    if method.uses_camera and takes(called, "camera"):
+        given["camera"] = camera
+    if backbone is not None and method.uses_backbone:
+        if takes(called, "backbone"):
+            given["backbone"] = backbone
+        if not takes(type(method).forward, "backbone"):
+            method.attach_backbone(backbone)
+    return given
+
+
+@cache
+def takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function has a parameter of that name, or takes any keyword."""
+    parameters = inspect.signature(function).parameters.values()
+    return any(p.name == name or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+class _Attached:
+    """Holds a backbone; deep copies hold the same one."""
 
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
 
-    def __deepcopy__(self, memo: Any) -> _Lent:
+    def __deepcopy__(self, memo: Any) -> _Attached:
         return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class Weights:
             download is then noted beside the file, and every later use must be equal.
         filename: Name of the file in the cache and in `$UPBENCH_WEIGHTS`; the last part of `source` if empty.
         size: Bytes of the file.
-        licence: Licence of the weights.
+        license: License of the weights.
         backbone: Backbone whose features it was trained on; "" for any.
         channels: C that it is tied to, or None for any.
         key: Entry of the checkpoint that holds the method's tensors, where there are others beside it.
@@ -35,12 +35,17 @@ class Weights:
     sha256: str | None = None
     filename: str = ""
     size: int | None = None
-    licence: str = ""
+    license: str = ""
     backbone: str = ""
     channels: int | None = None
     key: str | None = None
     notes: str = ""
     by_hand: bool = False
+    licence: InitVar[str] = ""  # as plugins of the first edition spell it
+
+    def __post_init__(self, licence: str) -> None:
+        if licence and not self.license:
+            object.__setattr__(self, "license", licence)
 
     @classmethod
     def shipped(cls, method: str, sha256: str, channels: int | None = None, variant: str = "") -> Weights:
@@ -55,7 +60,7 @@ class Weights:
         return cls(
             f"{method}_{DEFAULT_BACKBONE}{variant}.safetensors",
             sha256=sha256,
-            licence="Apache-2.0; trained on research-only photos",
+            license="Apache-2.0; trained on research-only photos",
             backbone=DEFAULT_BACKBONE,
             channels=channels,
             notes="trained here on BSDS500 and Urban100; see the card beside the file",
@@ -70,6 +75,9 @@ class Weights:
     def file(self) -> str:
         """Name of the file."""
         return self.filename or self.source.rstrip("/").rsplit("/", 1)[-1]
+
+
+Weights.licence = property(lambda self: self.license)  # type: ignore[attr-defined]
 
 
 def weights_fingerprint(tensors: Mapping[str, Tensor]) -> str:
