@@ -1,1 +1,16 @@
-"""Datasets, one module each; found by the registry. `upbench.contracts.dataset` holds what they share."""
+"""Datasets, one module each; found by the registry. `upbench.contracts.dataset` is what they keep to.
+
+What a dataset of your own reads its files with, each bad file named in one line:
+
+    from upbench.datasets import content_fingerprint, image_size, read_bytes, read_image, read_labels
+"""
+
+from upbench._lazy import lazily
+
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "upbench.datasets._content": "content_fingerprint",
+        "upbench.datasets._files": "image_size read_bytes read_image read_labels",
+    },
+)

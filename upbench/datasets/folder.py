@@ -10,27 +10,24 @@ A line that says `void` or `ignore` names a value that is not evaluated; so is 2
 
 from __future__ import annotations
 
-import hashlib
-import io
 import itertools
+import os
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import torch
-from PIL import Image
+from torch import Tensor
 
 from upbench.contracts.dataset import Dataset
 from upbench.contracts.sample import IGNORE, Sample
-from upbench.datasets._geometry import Fit
+from upbench.datasets._content import content_fingerprint
+from upbench.datasets._files import image_size, read_bytes, read_image, read_labels
 from upbench.errors import UpbenchError
-from upbench.system.cache import cache_dir, digest, replacing
-from upbench.system.progress import track
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 IGNORED_NAMES = frozenset({"void", "ignore", "ignored", "unlabeled", "unlabelled"})
-
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class FolderDataset(Dataset):
@@ -57,9 +54,9 @@ class FolderDataset(Dataset):
         raw = self.raw_names or _read_classes(root / "classes.txt")
         self.classes = tuple(name for name in raw if name.lower() not in IGNORED_NAMES)
         self._values = len(raw)
-        self._table = torch.full((256,), IGNORE, dtype=torch.int64)
+        self._table = torch.full((256,), IGNORE, dtype=torch.uint8)
         kept = [value for value, name in enumerate(raw) if name.lower() not in IGNORED_NAMES]
-        self._table[kept] = torch.arange(len(kept))
+        self._table[kept] = torch.arange(len(kept), dtype=torch.uint8)
         self._pairs: dict[str, list[tuple[Path, Path]]] = {}
         self._fingerprints: dict[str, str] = {}
         self._check_splits()
@@ -68,26 +65,25 @@ class FolderDataset(Dataset):
         """See `Dataset.names`."""
         return [image.stem for image, _ in self._files(split)]
 
-    def load(self, split: str, index: int, size: int) -> Sample:
-        """See `Dataset.load`.
-
-        Raises:
-            UpbenchError: A file that cannot be read, or labels that do not fit the image or the classes.
-        """
+    def read(self, split: str, index: int) -> Sample:
+        """See `Dataset.read`."""
         image_file, label_file = self._files(split)[index]
-        picture = _open(image_file)
-        fit = Fit((picture.height, picture.width), size)
-        label = fit.nearest(self._label(label_file, _open(label_file), picture))
-        return Sample(image_file.stem, fit.image(picture), torch.ones_like(label, dtype=torch.bool), label)
+        image = read_image(image_file)
+        return Sample(image_file.stem, image, label=self._label(label_file, read_labels(label_file), image))
+
+    def size(self, split: str, index: int) -> tuple[int, int]:
+        """See `Dataset.size`."""
+        return image_size(self._files(split)[index][0])
 
     def fingerprint(self, split: str) -> str:
         """See `Dataset.fingerprint`. Reads and checks every file of the split once, until one is touched.
 
         Raises:
-            UpbenchError: As `load`, for any image of the split.
+            UpbenchError: As `read`, for any image of the split.
         """
         if split not in self._fingerprints:
-            self._fingerprints[split] = self._checked(split)
+            facts, title = (self.classes, self._table.tolist()), f"{self.name}/{split}"
+            self._fingerprints[split] = content_fingerprint(title, self._files(split), facts, self._check)
         return self._fingerprints[split]
 
     def _check_splits(self) -> None:
@@ -114,6 +110,8 @@ class FolderDataset(Dataset):
         images = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != ".")
         if not images:
             raise UpbenchError(f"dataset folder {folder} has no images ({', '.join(SUFFIXES)})")
+        for image in images:
+            _check_name(image)
         for one, other in itertools.pairwise(images):
             if one.stem == other.stem:
                 raise UpbenchError(
@@ -128,68 +126,41 @@ class FolderDataset(Dataset):
             )
         return pairs
 
-    def _label(self, file: Path, label: Image.Image, picture: Image.Image) -> torch.Tensor:
-        """`[h, w]` int64 classes, checked."""
-        if label.mode not in ("L", "P", "1"):
-            raise UpbenchError(f"label map {file} must have one channel of 8 bits, it is {label.mode}")
-        if label.size != picture.size:
-            (w, h), (lw, lh) = picture.size, label.size
+    def _label(self, file: Path, label: Tensor, image: Tensor) -> Tensor:
+        """`[h, w]` uint8 classes, checked."""
+        if label.shape != image.shape[1:]:
+            (h, w), (lh, lw) = image.shape[1:], label.shape
             raise UpbenchError(f"label map {file} is {lw}x{lh}, its image {w}x{h}")
-        values = np.asarray(label, dtype=np.uint8)
-        out = values[(values >= self._values) & (values != IGNORE)]
-        if out.size:
+        out = label[(label >= self._values) & (label != IGNORE)]
+        if len(out):
             raise UpbenchError(
-                f"label map {file} has value {out.flat[0]}, but there are {self._values} classes "
+                f"label map {file} has value {int(out[0])}, but there are {self._values} classes "
                 f"(0 to {self._values - 1}; {IGNORE} and classes called 'void' are ignored)"
             )
-        return self._table[torch.from_numpy(values.astype(np.int64))]
+        return self._table[label.long()]
 
-    def _checked(self, split: str) -> str:
-        """Hash over names, files and classes; kept in the cache until a file changes its size or date."""
-        pairs = self._files(split)
-        stats = [(file.name, (s := file.stat()).st_size, s.st_mtime_ns) for pair in pairs for file in pair]
-        note = cache_dir("datasets") / digest(
-            self.name, self._root.resolve(), split, self._table.tolist(), stats
+    def _check(self, files: Sequence[Path], contents: Sequence[bytes]) -> None:
+        """Raises UpbenchError for an image and a label map that are no good."""
+        (image_file, label_file), (image, label) = files, contents
+        self._label(label_file, read_labels(label_file, label), read_image(image_file, image))
+
+
+def _check_name(file: Path) -> None:
+    """Raises UpbenchError for a name that cannot stand in a record or a message."""
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in file.name):
+        shown = repr(os.fsencode(file.name))[2:-1]
+        raise UpbenchError(
+            f"dataset folder {file.parent}: file name '{shown}' is not UTF-8, or has control characters"
         )
-        if note.is_file() and (known := note.read_text().strip()):
-            return known
-        content = hashlib.sha256(repr((self.classes, self._table.tolist())).encode())
-        for image_file, label_file in track(pairs, f"checking {self.name}/{split}"):
-            image, label = _read(image_file), _read(label_file)
-            for file, data in ((image_file, image), (label_file, label)):
-                content.update(f"{file.name} {len(data)} ".encode() + data)
-            self._label(label_file, _decode(label_file, label), _decode(image_file, image))
-        found = content.hexdigest()[:16]
-        with replacing(note) as temporary:
-            temporary.write_text(found)
-        return found
 
 
 def _read_classes(file: Path) -> tuple[str, ...]:
     try:
-        names = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UpbenchError(f"{file} is missing or is not text: it names one class a line") from error
+        lines = read_bytes(file).decode("utf-8-sig").splitlines()
+    except (UpbenchError, UnicodeDecodeError) as error:
+        needs = "needs classes.txt, a text that names one class a line"
+        raise UpbenchError(f"dataset folder {file.parent} {needs} ({error})") from error
+    names = tuple(line.strip() for line in lines if line.strip())
     if not any(name.lower() not in IGNORED_NAMES for name in names) or len(names) > IGNORE:
         raise UpbenchError(f"{file} must name 1 to {IGNORE} classes, one a line")
     return names
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise UpbenchError(f"cannot read {file}: {error.strerror}") from error
-
-
-def _decode(file: Path, data: bytes) -> Image.Image:
-    try:
-        picture = Image.open(io.BytesIO(data))
-        picture.load()
-    except _UNREADABLE as error:
-        raise UpbenchError(f"cannot read image {file}: {' '.join(str(error).split())}") from error
-    return picture
-
-
-def _open(file: Path) -> Image.Image:
-    return _decode(file, _read(file))

@@ -14,11 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from upbench.contracts.dataset import Dataset
 from upbench.contracts.sample import IGNORE, Camera, Sample
-from upbench.datasets._geometry import Fit
 from upbench.system.cache import digest
 
 from .classes import CLASSES
@@ -42,49 +40,46 @@ class Interiors(Dataset):
     classes = CLASSES
     train_split = "train"
     eval_splits = ("val", "val_heldout")
-    licence = "CC-BY-3.0 (models), CC0 (models, light)"
+    counts = {"train": 96, "val": 24, "val_heldout": 24}
+    license = "CC-BY-3.0 (models), CC0 (models, light)"
     source = "rendered by tools.interiors; credits in NOTICE"
 
     def __init__(self, root: Path | None = None) -> None:
         super().__init__(root)
         self._folders: dict[str, SceneFolder] = {}
         if root is not None:
+            self.counts = {}  # other scenes, as many as there are
             self._folder(self.train_split)  # so that a wrong folder is told at once
 
     def names(self, split: str) -> list[str]:
         """Seeds of a split's scenes, ascending."""
         return [str(line["seed"]) for line in self._folder(split).index]
 
-    def load(self, split: str, index: int, size: int) -> Sample:
-        """Scene `index` of a split as a square of `size` pixels.
-
-        Args:
-            split: `train`, `val` or `val_heldout`.
-            index: Position in `names(split)`.
-            size: Side in pixels; scenes are stored at 448. The image is resized with antialiasing, the ground
-                truth is sampled at the pixel centres, so that no depth or normal is an average over a
-                boundary.
+    def read(self, split: str, index: int) -> Sample:
+        """Scene `index` of a split at the size that it was rendered at (448 pixels in the package's own).
 
         Returns:
             All fields of `Sample`; label, depth and normal come from the same surface point of each pixel.
 
         Raises:
-            UpbenchError: unknown split, or a missing or damaged file.
+            UpbenchError: An unknown split, or a missing or damaged file.
         """
         scene = self._folder(split)[index]
-        fit = Fit(scene.depth.shape, size)  # type: ignore[arg-type]
-        depth = fit.nearest(torch.from_numpy(scene.depth))
-        label = fit.nearest(torch.from_numpy(scene.label))
-        normal = fit.nearest(torch.from_numpy(np.ascontiguousarray(scene.normal.transpose(2, 0, 1))))
+        depth, label = torch.from_numpy(scene.depth), torch.from_numpy(scene.label)
         return Sample(
             name=str(scene.info["seed"]),
-            image=fit.image(Image.fromarray(scene.image)),
+            image=torch.from_numpy(scene.image).permute(2, 0, 1),
             valid=(depth > 0) & (label != IGNORE),
             label=label,
             depth=depth,
-            normal=normal,
-            camera=Camera(fit.intrinsics(scene.intrinsics)),
+            normal=torch.from_numpy(np.ascontiguousarray(scene.normal.transpose(2, 0, 1))),
+            camera=Camera(torch.tensor([scene.intrinsics], dtype=torch.float32)),
         )
+
+    def size(self, split: str, index: int) -> tuple[int, int]:
+        """See `Dataset.size`."""
+        side = int(self._folder(split).index[index]["size"])
+        return side, side
 
     def fingerprint(self, split: str) -> str:
         """Hash over the split's index, which holds the seed, classes and image hash of every scene."""

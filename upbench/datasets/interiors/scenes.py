@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from upbench.datasets._files import check_regular, read_bytes
 from upbench.errors import UpbenchError
 
 from .classes import merge_table
@@ -31,7 +32,7 @@ class Scene:
         normal: `float32 [H, W, 3]`, unit vectors in camera space (x right, y down, z forward) that face the
             viewer; 0 where nothing was hit. Stored with 8 bits a channel: good to about 0.3 degrees.
         intrinsics: fx, fy, cx, cy in pixels; the centre of the first pixel is at (0.5, 0.5).
-        info: the line of the index: seed, kind, models, raw class shares.
+        info: the line of the index: seed, kind, models, fractions of raw classes.
     """
 
     image: np.ndarray
@@ -76,9 +77,9 @@ class SceneFolder:
         info = self.index[i]
         try:
             raw = {kind: self._decode(info, suffix) for kind, suffix in _FILES.items()}
-        except (OSError, KeyError, zipfile.BadZipFile, ValueError, SyntaxError) as error:
-            place = self.folder / info.get("shard", self.split)
-            raise UpbenchError(f"interiors: cannot read scene {info['seed']} in {place} ({error})") from error
+        except Exception as error:  # decoders of damaged files raise anything
+            place, text = self.folder / info.get("shard", self.split), " ".join(str(error).split())
+            raise UpbenchError(f"interiors: cannot read scene {info['seed']} in {place} ({text})") from error
         depth = raw["depth"].astype(np.float32) / 1000
         hit = depth > 0
         normal = (raw["normal"].astype(np.float32) - 128) / 127
@@ -94,8 +95,10 @@ class SceneFolder:
     def _bytes(self, info: dict[str, Any], suffix: str) -> bytes:
         name = f"{info['seed']}{suffix}"
         if "shard" not in info:
-            return (self.folder / self.split / name).read_bytes()
-        with zipfile.ZipFile(self.folder / info["shard"]) as archive:
+            return read_bytes(self.folder / self.split / name)
+        shard = self.folder / info["shard"]
+        check_regular(shard)
+        with zipfile.ZipFile(shard) as archive:
             return archive.read(name)
 
     def _decode(self, info: dict[str, Any], suffix: str) -> np.ndarray:
