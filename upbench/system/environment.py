@@ -21,7 +21,7 @@ def describe(device: str = "cpu") -> dict[str, Any]:
     """What a record says about the machine and the software.
 
     Args:
-        device: "cpu" or "cuda": whose threads or name are stated.
+        device: "cpu", "cuda" or "cuda:N": whose threads or name are stated.
 
     Returns:
         `upbench`, `commit` (None outside a checkout; with "+" where files were changed), `python`,
@@ -41,7 +41,7 @@ def describe(device: str = "cpu") -> dict[str, Any]:
         "cpu": cpu_name(),
         "cores": usable_cores(),
         "threads": torch.get_num_threads() if torch else None,
-        "gpu": torch.cuda.get_device_name() if torch and device == "cuda" else None,
+        "gpu": torch.cuda.get_device_name(device) if torch and device.startswith("cuda") else None,
     }
 
 
