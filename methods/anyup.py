@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from upbench.contracts.sample import Camera
-from upbench.contracts.upsampler import Upsampler
+from upbench.contracts.upsampler import Setting, Upsampler
 from upbench.contracts.weights import Weights
 from upbench.errors import UpbenchError
 from upbench.layers.attention import Position, Projections, from_official
@@ -20,6 +20,9 @@ from upbench.layers.guidance import Guidance, enlarged
 from upbench.ops.window.attention import WindowOperator, window_attention, window_operator
 from upbench.ops.window.tables import fraction_table
 from upbench.ops.window.tiled import TiledWindows
+
+if TYPE_CHECKING:
+    from upbench.contracts.backbone import Backbone
 
 HEADS = 4
 Part = tuple[slice, slice]
@@ -51,7 +54,7 @@ class AnyUp(Upsampler):
     title = "AnyUp"
     paper = "Wimmer et al., AnyUp: Universal Feature Upsampling, ICLR 2026, arXiv 2510.12764"
     year = 2025
-    licence = "CC-BY-4.0"
+    license = "CC-BY-4.0"
     trainable = True
     weights = {
         "dinov2_vits14_focus": Weights.shipped(
@@ -65,13 +68,13 @@ class AnyUp(Upsampler):
         "paper": Weights(
             f"{_RELEASES}/checkpoint/anyup_paper.pth",
             sha256="9d035c0f27114a6f32bdd3d8ed93b6cd39dad4b8f8bf94e69fddbfbf022901b2",
-            licence="CC-BY-4.0",
+            license="CC-BY-4.0",
             notes="official release, as in the paper",
         ),
         "multi_backbone": Weights(
             f"{_RELEASES}/checkpoint_v2/anyup_multi_backbone.pth",
             sha256="b6cc407da8986c7e5c9098e61f7531767a9aca8fff20a1bc6c99d488e61aac59",
-            licence="CC-BY-4.0",
+            license="CC-BY-4.0",
             notes="official release, trained on features of several backbones",
         ),
     }
@@ -139,6 +142,7 @@ class AnyUp(Upsampler):
         features: Tensor,
         output_size: tuple[int, int],
         camera: Camera | None = None,
+        backbone: Backbone | None = None,
         *,
         memory_budget: int,
     ) -> TiledWindows:
@@ -179,6 +183,14 @@ class AnyUp(Upsampler):
             for size, cells in zip(output_size, feature_size, strict=True)
         )
         return rows, cols
+
+    @classmethod
+    def skip_reason(cls, setting: Setting) -> str | None:
+        """Maps of one row or column, which cannot be reflected at their border."""
+        if min(setting.feature_size) < 2:
+            h, w = setting.feature_size
+            return f"anyup needs at least 2 x 2 features, not {h} x {w}"
+        return super().skip_reason(setting)
 
     @classmethod
     def options_from(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class CARAFE(Upsampler):
     title = "CARAFE"
     paper = "Wang et al., CARAFE: Content-Aware ReAssembly of FEatures, ICCV 2019, arXiv 1905.02188"
     year = 2019
-    licence = "Apache-2.0"
+    license = "Apache-2.0"
     guided = False
     trainable = True
     native_ratio = RATIO

@@ -41,7 +41,7 @@ class DySample(Upsampler):
     title = "DySample"
     paper = "Liu et al., Learning to Upsample by Learning to Sample, ICCV 2023, arXiv 2308.15085"
     year = 2023
-    licence = "MIT"
+    license = "MIT"
     guided = False
     trainable = True
     native_ratio = RATIO

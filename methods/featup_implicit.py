@@ -64,7 +64,7 @@ class FeatUpImplicit(Upsampler):
         "arXiv 2403.10516"
     )
     year = 2024
-    licence = "MIT"
+    license = "MIT"
     uses_backbone = True
     precise_image = True  # what is fitted hangs on every bit of it
     preset_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -124,16 +124,27 @@ class FeatUpImplicit(Upsampler):
         self.dim, self.frequencies = min(int(dim), channels), int(frequencies)
         self.lr, self.side, self.seed = float(lr), side, int(seed)
 
-    def forward(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Tensor:
+    def forward(
+        self,
+        image: Tensor,
+        features: Tensor,
+        output_size: tuple[int, int],
+        backbone: Backbone | None = None,
+    ) -> Tensor:
         """See `Upsampler.forward`; of `features` only the grid counts."""
-        operator = self.operator(image, features, output_size)
+        operator = self.operator(image, features, output_size, backbone=backbone)
         return operator(operator.sources.unsqueeze(1)).to(features.dtype)
 
     def operator(
-        self, image: Tensor, features: Tensor, output_size: tuple[int, int], camera: Camera | None = None
+        self,
+        image: Tensor,
+        features: Tensor,
+        output_size: tuple[int, int],
+        camera: Camera | None = None,
+        backbone: Backbone | None = None,
     ) -> SourcedOperator:
         """See `Upsampler.operator`: the components and, for each pixel, how much of each there is."""
-        backbone = self.backbone
+        backbone = self.given(backbone)
         rows, cols = (n * backbone.stride for n in grid_of(features))
         with torch.inference_mode(False), torch.no_grad():  # a fit needs gradients, wherever it is called
             fits = []
@@ -153,9 +164,15 @@ class FeatUpImplicit(Upsampler):
         height, width = (max(1, round(n * self.side / longest)) for n in output_size)
         return height, width
 
-    def macs(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> MacCount:
+    def macs(
+        self,
+        image: Tensor,
+        features: Tensor,
+        output_size: tuple[int, int],
+        backbone: Backbone | None = None,
+    ) -> MacCount:
         """See `Upsampler.macs`; a step's backward pass is taken to be two forward passes."""
-        backbone, (h, w) = self.backbone, grid_of(features)
+        backbone, (h, w) = self.given(backbone), grid_of(features)
         size, fitted = (h * backbone.stride, w * backbone.stride), self._fit_size(output_size)
         seen = torch.zeros(1, 3, *size, device=image.device)
         with torch.inference_mode(False):

@@ -43,7 +43,7 @@ def _released(name: str, norm: bool) -> Weights:
     return Weights(
         f"{folder}/{name}_jbu_stack_cocostuff.ckpt",
         filename=f"featup_{name}{'_norm' if norm else ''}_jbu_stack_cocostuff.ckpt",
-        licence="MIT",
+        license="MIT",
         backbone=backbone,
         channels=channels,
         notes=f"official release, COCO-Stuff, {'with' if norm else 'without'} channel norm",
@@ -73,7 +73,7 @@ class FeatUpJBU(Upsampler):
         "arXiv 2403.10516"
     )
     year = 2024
-    licence = "MIT"
+    license = "MIT"
     trainable = True
     native_ratio = RATIO
     weights = {
@@ -113,7 +113,8 @@ class FeatUpJBU(Upsampler):
             to_size(filters(some.unsqueeze(1)), output_size) + bias
             for some, bias in zip(mixed.split(step, 1), shift.split(step), strict=True)
         )
-        if torch.is_grad_enabled():
+        # Written in place, a graph that is exported with torch 2.9 runs without gradients only.
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return torch.cat(list(parts), 1)
         out = features.new_empty(*features.shape[:2], *output_size)
         for part, place in zip(parts, out.split(step, 1), strict=True):

@@ -27,7 +27,7 @@ def _released(backbone: str, channels: int, sha256: str | None = None, notes: st
     return Weights(
         f"{_RELEASE}/{backbone}.pth",
         sha256=sha256,
-        licence="Apache-2.0",
+        license="Apache-2.0",
         backbone=backbone,
         channels=channels,
         key="jafar",
@@ -56,7 +56,7 @@ class JAFAR(Upsampler):
     title = "JAFAR"
     paper = "Couairon et al., JAFAR: Jack up Any Feature at Any Resolution, NeurIPS 2025, arXiv 2506.11136"
     year = 2025
-    licence = "Apache-2.0"
+    license = "Apache-2.0"
     trainable = True
     weights = {
         "dinov2_vits14_focus": Weights.shipped(

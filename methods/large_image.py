@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from upbench.contracts.operator import SourcedOperator
@@ -10,6 +12,9 @@ from upbench.contracts.upsampler import Upsampler
 from upbench.errors import UpbenchError
 from upbench.layers.convolutions import grid_of
 from upbench.ops.resample import interpolation_operator, resize
+
+if TYPE_CHECKING:
+    from upbench.contracts.backbone import Backbone
 
 
 class LargeImage(Upsampler):
@@ -43,15 +48,27 @@ class LargeImage(Upsampler):
             raise UpbenchError(f"large_image: scale {scale} is below 1")
         self.scale = scale
 
-    def forward(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Tensor:
+    def forward(
+        self,
+        image: Tensor,
+        features: Tensor,
+        output_size: tuple[int, int],
+        backbone: Backbone | None = None,
+    ) -> Tensor:
         """See `Upsampler.forward`; of `features` only the grid counts."""
-        return resize(self.operator(image, features, output_size).takes(features), output_size, "bilinear")
+        sources = self.operator(image, features, output_size, backbone=backbone).takes(features)
+        return resize(sources, output_size, "bilinear")
 
     def operator(
-        self, image: Tensor, features: Tensor, output_size: tuple[int, int], camera: Camera | None = None
+        self,
+        image: Tensor,
+        features: Tensor,
+        output_size: tuple[int, int],
+        camera: Camera | None = None,
+        backbone: Backbone | None = None,
     ) -> SourcedOperator:
         """See `Upsampler.operator`: the finer features and their bilinear interpolation."""
-        backbone = self.backbone
+        backbone = self.given(backbone)
         grid = (
             min(n * self.scale, max(n, out)) for n, out in zip(grid_of(features), output_size, strict=True)
         )

@@ -48,7 +48,7 @@ class LiFT(Upsampler):
         "ECCV 2024, arXiv 2403.14625"
     )
     year = 2024
-    licence = "MIT"
+    license = "MIT"
     trainable = True
     native_ratio = 2
     weights = {
@@ -59,7 +59,7 @@ class LiFT(Upsampler):
         name: Weights(
             _FOLDER,
             filename=f"{name}.pth",
-            licence="MIT",
+            license="MIT",
             backbone=backbone,
             channels=channels,
             by_hand=True,
@@ -87,7 +87,7 @@ class LiFT(Upsampler):
         for _ in range(doublings(grid_of(features), output_size) - 1):
             image = F.interpolate(image, scale_factor=2, mode="bilinear", align_corners=False)
             x = self.step(image, x)
-        return to_size(x, output_size)
+        return to_size(x, output_size).to(features.dtype)  # autocast leaves what a convolution gives
 
     def step(self, image: Tensor, features: Tensor) -> Tensor:
         """One doubling: `[B, 3, H, W]` and `[B, C, h, w]` to `[B, C, 2 h, 2 w]`."""

@@ -51,7 +51,7 @@ def _released(name: str, backbone: str, channels: int) -> Weights:
     return Weights(
         f"https://huggingface.co/haiwen/loftup-{name}/resolve/main/pytorch_model.bin",
         filename=f"loftup-{name}.bin",
-        licence="MIT",
+        license="MIT",
         backbone=backbone,
         channels=channels,
         notes="official release",
@@ -87,7 +87,7 @@ class LoftUp(Upsampler):
         "ICCV 2025, arXiv 2504.14032"
     )
     year = 2025
-    licence = "MIT"
+    license = "MIT"
     trainable = True
     channel_multiple = HEADS
     precise_image = True
@@ -138,7 +138,7 @@ class LoftUp(Upsampler):
         cells = self.describe(features)
         read = [layer.read(cells) for layer in self._layers()]
         if torch.is_grad_enabled() and (pixels.requires_grad or cells.requires_grad):
-            return self.decode(pixels, read)
+            return self.decode(pixels, read).to(features.dtype)  # autocast
         out = features.new_empty(int(features.shape[0]), self.channels, *output_size)
         for rows in _strips(pixels):
             out[:, :, rows] = self.decode(pixels[:, rows], read)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,9 @@ from upbench.layers.rotary import axial_rotation, rotate, rotate_heads
 from upbench.ops.window.attention import WindowOperator, window_attention, window_operator
 from upbench.ops.window.tables import neighbourhood_tables
 from upbench.ops.window.tiled import TiledWindows
+
+if TYPE_CHECKING:
+    from upbench.contracts.backbone import Backbone
 
 HEADS = 4
 Part = tuple[slice, slice]
@@ -54,7 +57,7 @@ class NAF(Upsampler):
         "arXiv 2511.18452"
     )
     year = 2025
-    licence = "Apache-2.0"
+    license = "Apache-2.0"
     trainable = True
     channel_multiple = HEADS
     linear = True
@@ -64,7 +67,7 @@ class NAF(Upsampler):
         ),
         "release": Weights(
             "https://github.com/valeoai/NAF/releases/download/model/naf_release.pth",
-            licence="Apache-2.0",
+            license="Apache-2.0",
             notes="official release; for any backbone",
         ),
     }
@@ -118,6 +121,7 @@ class NAF(Upsampler):
         features: Tensor,
         output_size: tuple[int, int],
         camera: Camera | None = None,
+        backbone: Backbone | None = None,
         *,
         memory_budget: int,
     ) -> TiledWindows:

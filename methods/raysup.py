@@ -1,10 +1,13 @@
-"""RaysUp: neighbourhood cross-attention guided by a spatially decoupled image encoder and by camera rays."""
+"""RaysUp: an encoder of the image, rays through its pixels, attention of each pixel to a window of features.
+
+docs/raysup.md has the method in formulas, under the paper's names. Options other than the released ones are
+in `upbench.layers.raysup_options`, the way that is fast on a CPU in `upbench.layers.rotated`.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,66 +15,75 @@ from torch import Tensor, nn
 from upbench.contracts.sample import Camera
 from upbench.contracts.upsampler import Upsampler
 from upbench.contracts.weights import Weights
-from upbench.errors import UpbenchError, unknown
-from upbench.layers.convolutions import GROUPS, Branch, grid_of, pool
+from upbench.layers import raysup_options as options
+from upbench.layers.convolutions import Branch, grid_of, pool
 from upbench.layers.guidance import Guidance
-from upbench.layers.rays import (
-    ORIGINAL_SIZES,
-    ray_angles,
-    ray_directions,
-    ray_moments,
-    ray_origins,
-    rotation,
-)
-from upbench.layers.rotary import RotatedRows, axial_rotation, interleaved, rotate_heads, turned, turns
-from upbench.layers.strips import can_stream, stream
+from upbench.layers.rays import Rays, rotation
+from upbench.layers.rotary import rotate_heads
+from upbench.layers.rotated import rotated_in_strips
+from upbench.layers.strips import can_stream
 from upbench.ops.window.attention import QueryRows, WindowOperator, window_attention, window_operator
 from upbench.ops.window.tables import neighbourhood_tables
 from upbench.ops.window.tiled import TiledWindows
 
+if TYPE_CHECKING:
+    from upbench.contracts.backbone import Backbone
+
 HEADS = 4
-Shape = tuple[tuple[int, int], int, int, tuple[int, int]]
+Size = tuple[int, int]
 Part = tuple[slice, slice]
-_POINT: Shape = ((1, 1), 2, 1, (0, 0))
-# Branches of each encoder: kernel (rows x columns), blocks, dilation, reflect padding (rows, columns). They
-# have equal parts of the channels: four of them are a head each, one of two is two heads.
-ENCODERS: dict[str, dict[str, Shape]] = {
-    "decoupled": {
-        "center": _POINT,
+ENCODERS: dict[str, options.Branches] = {
+    "decoupled": {  # kernel (rows x columns), blocks, dilation, reflect padding; each branch is a head
+        "center": ((1, 1), 2, 1, (0, 0)),
         "horizontal": ((1, 3), 1, 1, (0, 1)),
         "vertical": ((3, 1), 1, 1, (1, 0)),
         "corners": ((2, 2), 1, 2, (1, 1)),
     },
-    "parallel": {
-        "center": _POINT,
-        "horizontal": ((1, 3), 1, 1, (0, 1)),
-        "vertical": ((3, 1), 1, 1, (1, 0)),
-        "square": ((3, 3), 1, 1, (1, 1)),
-    },
-    "multi": {
-        "center": _POINT,
-        "horizontal": ((1, 3), 2, 1, (0, 1)),
-        "vertical": ((3, 1), 2, 1, (1, 0)),
-        "square": ((3, 3), 2, 1, (1, 1)),
-    },
-    "dual": {"center": _POINT, "square": ((3, 3), 2, 1, (1, 1))},
-    "single": {"center": _POINT},
+    **options.OTHER_ENCODERS,
 }
-POSITIONS = ("rayPE", "rope", "sinrays", "none")
-RAY_COORDINATES = ("origin_direction", "plucker")
-_OFFICIAL = {
-    f"image_tokenizer.img_encoder.enc_{theirs}.": f"encoder.{ours}."
-    for theirs, ours in (
-        ("center", "center"),
-        ("horiz", "horizontal"),
-        ("vert", "vertical"),
-        ("corners", "corners"),
-        ("1x1", "center"),
-        ("1x3", "horizontal"),
-        ("3x1", "vertical"),
-        ("3x3", "square"),
-    )
-}
+
+
+class GuidanceEncoder(nn.Module):
+    """Branches that see different neighbourhoods; their outputs together are the heads of queries and keys.
+
+    The paper's Spatially Decoupled Guidance Encoder, E in docs/raysup.md, has a branch for the pixel, one for
+    its row, one for its column and one for the corners around it.
+    """
+
+    def __init__(self, dim: int, branches: options.Branches) -> None:
+        """Args: dim: Channels of all branches together, in equal parts; branches: One of `ENCODERS`."""
+        super().__init__()
+        for name, shape in branches.items():
+            self.add_module(name, Branch(dim // len(branches), *shape))
+
+    def forward(self, image: Tensor, *grids: Size) -> list[list[Tensor]]:
+        """`[B, 3, h_img, w_img]` to the branches' encodings `[B, dim / branches, gh, gw]` on each grid."""
+        pooled: list[list[Tensor]] = [[] for _ in grids]
+        for branch in self.children():
+            encoding = branch(image)
+            for parts, grid in zip(pooled, grids, strict=True):
+                parts.append(pool(encoding, grid))  # at once: the full encoding need not be held
+        return pooled
+
+
+class RayPE:
+    """Rotations by the rays through cells: the angles theta_{k,c} of docs/raysup.md.
+
+    The product of a rotated query and a rotated key depends on the difference of their rays alone.
+    """
+
+    def __init__(self, head_dim: int, rays: Rays) -> None:
+        """Args: head_dim: Channels of a head; rays: What rotates it."""
+        self.head_dim = head_dim
+        self.rays = rays
+
+    def __call__(
+        self, image: Tensor, grid: Size, camera: Camera | None, part: Part | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Cosine and sine `[B, head_dim / 2, gh, gw]` of a head's angles on a grid, or on part of it."""
+        directions, others = self.rays(image, grid, camera, part)
+        moments = others if self.rays.plucker else None  # rotations by origins cancel
+        return rotation(directions, self.head_dim, moments)
 
 
 class RaysUp(Upsampler):
@@ -93,7 +105,7 @@ class RaysUp(Upsampler):
     title = "RaysUp"
     paper = "Ding et al., RaysUp: Ultra-light Universal Feature Upsampling, ECCV 2026, arXiv 2606.22749"
     year = 2026
-    licence = "Apache-2.0"
+    license = "Apache-2.0"
     trainable = True
     channel_multiple = HEADS
     linear = True
@@ -143,38 +155,83 @@ class RaysUp(Upsampler):
             UpbenchError: A value that is none of these.
         """
         super().__init__(channels)
-        if dim < HEADS * GROUPS or dim % (HEADS * GROUPS):
-            raise UpbenchError(f"raysup: dim {dim} is not a multiple of {HEADS * GROUPS}")
-        if kernel_size < 1:
-            raise UpbenchError(f"raysup: kernel_size {kernel_size} is not positive")
-        for option, value, choices in (
-            ("encoder", encoder, ENCODERS),
-            ("position", position, POSITIONS),
-            ("ray_coordinates", ray_coordinates, RAY_COORDINATES),
-            ("original_size", original_size, ORIGINAL_SIZES),
-        ):
-            if value not in choices:
-                raise unknown(f"{option} of raysup", str(value), choices)
+        options.check_options(
+            ENCODERS,
+            dim=dim,
+            heads=HEADS,
+            kernel_size=kernel_size,
+            encoder=encoder,
+            position=position,
+            ray_coordinates=ray_coordinates,
+            original_size=original_size,
+        )
         self.kernel_size = kernel_size
         self.head_dim = dim // HEADS
-        self.position = position
-        self.ray_coordinates = ray_coordinates
-        self.original_size = original_size
-        self.encoder = GuidanceEncoder(dim, encoder)
-        self.ray_features = RayFeatures(dim) if position == "sinrays" else None
-        for branch in self.encoder.children():
-            _begin_as_interpolation(branch, position, self.head_dim)
+        self.encoder = GuidanceEncoder(dim, ENCODERS[encoder])
+        options.begin_as_interpolation(self.encoder.children(), position, self.head_dim)
+        rays = Rays(original_size, plucker=ray_coordinates == "plucker")
+        self.rotation = (
+            RayPE(self.head_dim, rays)
+            if position == "rayPE"
+            else options.other_rotation(position, self.head_dim)
+        )
+        self.ray_features = options.RayFeatures(dim, HEADS, rays) if position == "sinrays" else None
 
     def forward(
-        self, image: Tensor, features: Tensor, output_size: tuple[int, int], camera: Camera | None = None
+        self, image: Tensor, features: Tensor, output_size: Size, camera: Camera | None = None
     ) -> Tensor:
         """See `Upsampler.forward`; `camera` defaults to `default_intrinsics` and the identity pose."""
         queries, keys = self.encode(image, grid_of(features), output_size, camera)
         rows, cols = self.tables(grid_of(features), output_size)
         return window_attention(queries, keys, features, rows, cols, heads=HEADS)
 
+    def encode(
+        self, image: Tensor, feature_size: Size, output_size: Size, camera: Camera | None
+    ) -> tuple[Tensor | QueryRows, Tensor]:
+        """Queries `[B, dim, H, W]` and keys `[B, dim, h, w]`: one encoding on two grids, each with the
+        positions of its cells."""
+        rotate = self.rotation
+        if rotate is not None and can_stream(image):
+            return rotated_in_strips(
+                self.encoder.children(),
+                image,
+                self.head_dim,
+                output_size,
+                feature_size,
+                lambda grid, part: rotate(image, grid, camera, part),
+            )
+        if image.device.type == "cpu":  # twice as fast there for small kernels
+            image = image.contiguous(memory_format=torch.channels_last)
+        queries, keys = self.encoder(image, output_size, feature_size)
+        return (
+            self.placed(queries, image, output_size, camera),
+            self.placed(keys, image, feature_size, camera),
+        )
+
+    def placed(
+        self,
+        encodings: Sequence[Tensor],
+        image: Tensor,
+        grid: Size,
+        camera: Camera | None,
+        part: Part | None = None,
+    ) -> Tensor:
+        """Encodings of a grid (or part of it) as one `[B, dim, gh, gw]`, with the positions of its cells."""
+        if self.rotation is not None:
+            turn = self.rotation(image, grid, camera, part)
+            encodings = [rotate_heads(encoding, self.head_dim, *turn) for encoding in encodings]
+        placed = torch.cat(list(encodings), 1)
+        if self.ray_features is None:
+            return placed
+        marks: Tensor = self.ray_features(image, grid, camera, part)
+        return placed + marks.to(placed.dtype)
+
+    def tables(self, feature_size: Size, output_size: Size) -> tuple[Tensor, Tensor]:
+        """The low-resolution rows and columns that each output row and column sees."""
+        return neighbourhood_tables(feature_size, output_size, self.kernel_size)
+
     def operator(
-        self, image: Tensor, features: Tensor, output_size: tuple[int, int], camera: Camera | None = None
+        self, image: Tensor, features: Tensor, output_size: Size, camera: Camera | None = None
     ) -> WindowOperator:
         """The attention weights, one group of channels per head (see `Upsampler.operator`)."""
         with torch.no_grad():
@@ -186,210 +243,28 @@ class RaysUp(Upsampler):
         self,
         image: Tensor,
         features: Tensor,
-        output_size: tuple[int, int],
+        output_size: Size,
         camera: Camera | None = None,
+        backbone: Backbone | None = None,
         *,
         memory_budget: int,
     ) -> TiledWindows:
         """The attention, computed for the crop that is asked for (see `Upsampler.tile_operator`)."""
         guidance = Guidance(list(self.encoder.children()), image, memory_budget)
 
-        def encoded(grid: tuple[int, int], part: Part | None = None) -> Tensor:
-            return self._placed([guidance.pooled(grid, part)], image, grid, camera, part)
+        def encoded(grid: Size, part: Part | None = None) -> Tensor:
+            return self.placed([guidance.pooled(grid, part)], image, grid, camera, part)
 
         rows, cols = self.tables(grid_of(features), output_size)
         keys = encoded(grid_of(features))
         return TiledWindows(lambda part: encoded(output_size, part), keys, rows, cols, heads=HEADS)
 
-    def encode(
-        self,
-        image: Tensor,
-        feature_size: tuple[int, int],
-        output_size: tuple[int, int],
-        camera: Camera | None,
-    ) -> tuple[Tensor | QueryRows, Tensor]:
-        """Queries `[B, dim, H, W]` and keys `[B, dim, h, w]` that know their positions.
-
-        Where encoders work in strips, rotated queries come in strips as well, when attention needs them, and
-        the channels of both are `interleaved`, which makes no difference to their products.
-        """
-        lazy = can_stream(image) and self.position in ("rayPE", "rope")
-        if image.device.type == "cpu":  # twice as fast there for small kernels
-            image = image.contiguous(memory_format=torch.channels_last)
-        pooled: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for branch in self.encoder.children():
-            encoding = self._paired(branch, image) if lazy else branch(image)
-            for parts, grid in zip(pooled, (output_size, feature_size), strict=True):
-                parts.append(pool(encoding, grid))  # at once: the full encoding need not be held
-        if not lazy:
-            queries = self._placed(pooled[0], image, output_size, camera)
-            return queries, self._placed(pooled[1], image, feature_size, camera)
-        heads = [[head for part in parts for head in part.split(self.head_dim, 1)] for parts in pooled]
-
-        def turn(grid: tuple[int, int], part: Part | None = None) -> Tensor:
-            rotation = self._rotation(image, grid, camera, part)
-            assert rotation is not None
-            return turns(*rotation)
-
-        here = turn(feature_size)
-        keys = torch.cat([turned(head, here) for head in heads[1]], 1)
-        across = slice(0, output_size[1])
-        return RotatedRows(heads[0], lambda a, b: turn(output_size, (slice(a, b), across))), keys
-
-    def _paired(self, branch: nn.Module, image: Tensor) -> Tensor:
-        """A branch's encoding, in strips; channels that are rotated together are neighbours."""
-        stem, *blocks = branch.children()
-        assert isinstance(stem, nn.Conv2d)
-        return stream(stem, blocks, image, interleaved(self.head_dim, stem.out_channels // self.head_dim))
-
-    def _placed(
-        self,
-        encodings: Sequence[Tensor],
-        image: Tensor,
-        grid: tuple[int, int],
-        camera: Camera | None,
-        part: Part | None = None,
-    ) -> Tensor:
-        """Encodings of a grid (or part of it) as one, with their positions in it."""
-        turn = self._rotation(image, grid, camera, part)
-        placed = torch.cat(
-            [
-                encoding if turn is None else rotate_heads(encoding, self.head_dim, *turn)
-                for encoding in encodings
-            ],
-            1,
-        )
-        if self.ray_features is None:
-            return placed
-        marks: Tensor = self.ray_features(*self._rays(image, grid, camera, part))
-        return placed + marks.to(placed.dtype)
-
-    def _rotation(
-        self, image: Tensor, grid: tuple[int, int], camera: Camera | None, part: Part | None = None
-    ) -> tuple[Tensor, Tensor] | None:
-        """Cosine and sine that the heads of a grid (or part of it) are rotated by, if they are."""
-        if self.position == "rope":
-            return axial_rotation(grid, self.head_dim, image.device, part=part)
-        if self.position != "rayPE":
-            return None
-        directions, others = self._rays(image, grid, camera, part)
-        moments = others if self.ray_coordinates == "plucker" else None  # rotations by origins cancel
-        return rotation(directions, self.head_dim, moments)
-
-    def _rays(
-        self, image: Tensor, grid: tuple[int, int], camera: Camera | None, part: Part | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Directions of a grid's rays, and their moments or origins (None where they are zero)."""
-        directions = ray_directions(image, grid, camera, self.original_size, part)
-        others = ray_moments if self.ray_coordinates == "plucker" else ray_origins
-        return directions, others(directions, camera)
-
-    def tables(self, feature_size: tuple[int, int], output_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """The low-resolution rows and columns that each output row and column sees."""
-        return neighbourhood_tables(feature_size, output_size, self.kernel_size)
-
     @classmethod
     def options_from(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """`encoder` from the names of the branches and blocks, `dim` from the first convolution, and
-        `position` where it has parameters."""
-        state = cls.convert_state(state)
-        blocks: dict[str, set[str]] = {}
-        for key in state:
-            if key.startswith("encoder."):
-                _, branch, block, *_ = (*key.split("."), "", "")
-                blocks.setdefault(branch, set()).add(block)
-        if not blocks:
-            return {}
-        found = {branch: max(1, len(names) - 1) for branch, names in blocks.items()}
-        fits = [
-            name
-            for name, branches in ENCODERS.items()
-            if found == {branch: shape[1] for branch, shape in branches.items()}
-        ]
-        if not fits:
-            shown = ", ".join(f"{branch} ({count})" for branch, count in found.items())
-            raise UpbenchError(
-                f"raysup has no encoder with the branches (blocks) {shown}; known: {', '.join(ENCODERS)}"
-            )
-        options: dict[str, Any] = {"encoder": fits[0]}
-        stem = state.get("encoder.center.0.weight")
-        if stem is not None and stem.ndim:
-            options["dim"] = len(found) * int(stem.shape[0])
-        if any(key.startswith("ray_features.") for key in state):
-            options["position"] = "sinrays"
-        return options
+        """See `Upsampler.options_from`: `encoder`, `dim`, and `position` where it has parameters."""
+        return options.options_of(cls.convert_state(state), ENCODERS)
 
     @classmethod
     def convert_state(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `Upsampler.convert_state`."""
-        converted = {}
-        for key, tensor in state.items():
-            prefix = next((p for p in _OFFICIAL if key.startswith(p)), None)
-            converted[key if prefix is None else _OFFICIAL[prefix] + key[len(prefix) :]] = tensor
-        return converted
-
-
-class GuidanceEncoder(nn.Module):
-    """Branches of different receptive fields; their outputs together are the heads of queries and keys."""
-
-    def __init__(self, dim: int = 256, kind: str = "decoupled") -> None:
-        """Args: dim: Channels of all branches together; kind: One of `ENCODERS`."""
-        super().__init__()
-        branches = ENCODERS[kind]
-        for name, shape in branches.items():
-            self.add_module(name, Branch(dim // len(branches), *shape))
-
-
-class RayFeatures(nn.Module):
-    """Sines and cosines of RayPE's angles, projected to the channels of queries and keys."""
-
-    def __init__(self, dim: int) -> None:
-        """Args: dim: Channels of queries and keys."""
-        super().__init__()
-        self.head_dim = dim // HEADS
-        count = 6 * (self.head_dim // 12)
-        if not count:
-            raise UpbenchError(
-                f"raysup: dim {dim} is too small for position 'sinrays'; {12 * HEADS} at least"
-            )
-        self.projection = nn.Conv2d(2 * count, dim, 1)
-        with torch.no_grad():  # so that attention begins as it does with rotations
-            for parameter in self.projection.parameters():
-                parameter.zero_()
-            for head in range(HEADS):
-                for i in _peaks("rayPE", self.head_dim)[0]:
-                    for first, feature in ((0, i), (self.head_dim // 2, count + i)):
-                        self.projection.weight[head * self.head_dim + first + i, feature] = math.sqrt(8)
-
-    def forward(self, directions: Tensor, others: Tensor | None) -> Tensor:
-        """`[B, 3, gh, gw]` directions and origins or moments (None for zeros), to `[B, dim, gh, gw]`."""
-        angles = ray_angles(directions, self.head_dim, others).permute(0, 3, 1, 2)
-        features = torch.cat([angles.sin(), angles.cos()], 1)
-        projected: Tensor = self.projection(features.to(self.projection.weight.dtype))
-        return projected
-
-
-def _peaks(position: str, dim: int) -> tuple[list[int], float]:
-    """Angles of a head that an initial bias goes to, and the bias.
-
-    Queries and keys are the same encoding, so what is constant in it turns into a kernel of the distance
-    alone: unlearned attention then falls off with the angle between rays. The third and fourth frequency of
-    RayPE make that kernel about one low-resolution cell wide, close to bilinear interpolation. The bias of
-    RoPE, whose frequencies are lower, gives a kernel of the same curvature for the default camera.
-    """
-    if position == "rope":
-        return [0, 1, dim // 4, dim // 4 + 1], math.sqrt(8)
-    if position == "rayPE":
-        return [6 * k + c for k in (2, 3) for c in (3, 4, 5) if 6 * k + 6 <= dim // 2], 2.0
-    return [], 0.0
-
-
-@torch.no_grad()
-def _begin_as_interpolation(branch: nn.Module, position: str, head_dim: int) -> None:
-    """Sets a branch's last bias, so that attention begins as interpolation (see `_peaks`)."""
-    last: nn.Conv2d = branch[-1].conv2  # type: ignore[index]
-    assert last.bias is not None
-    angles, value = _peaks(position, head_dim)
-    heads = last.bias.zero_().view(-1, 2, head_dim // 2)
-    for angle in angles:
-        heads[:, :, angle] = value
+        return options.from_official(state)

@@ -47,7 +47,7 @@ class SAPA(Upsampler):
         "arXiv 2209.12866"
     )
     year = 2022
-    licence = "MIT"
+    license = "MIT"
     trainable = True
     native_ratio = RATIO
     weights = {

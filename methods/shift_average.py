@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,9 @@ from upbench.errors import UpbenchError, unknown
 from upbench.layers.convolutions import grid_of
 from upbench.ops.placement import placement_matrix
 from upbench.ops.separable import SeparableOperator
+
+if TYPE_CHECKING:
+    from upbench.contracts.backbone import Backbone
 
 MODES = ("average", "interleave")
 
@@ -58,16 +62,27 @@ class ShiftAverage(Upsampler):
         self.shifts = shifts
         self.mode = mode
 
-    def forward(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Tensor:
+    def forward(
+        self,
+        image: Tensor,
+        features: Tensor,
+        output_size: tuple[int, int],
+        backbone: Backbone | None = None,
+    ) -> Tensor:
         """See `Upsampler.forward`; of `features` only the grid counts."""
-        operator = self.operator(image, features, output_size)
+        operator = self.operator(image, features, output_size, backbone=backbone)
         return operator(operator.takes(features).unsqueeze(1))
 
     def operator(
-        self, image: Tensor, features: Tensor, output_size: tuple[int, int], camera: Camera | None = None
+        self,
+        image: Tensor,
+        features: Tensor,
+        output_size: tuple[int, int],
+        camera: Camera | None = None,
+        backbone: Backbone | None = None,
     ) -> SourcedOperator:
         """See `Upsampler.operator`: the features of all copies, interleaved, and their average."""
-        backbone = self.backbone
+        backbone = self.given(backbone)
         stride = backbone.stride
         h, w = grid_of(features)
         image01 = backbone.resized(self.denormalize(image), (h * stride, w * stride))

@@ -37,7 +37,7 @@ class Strided(Upsampler):
     title = "Strided"
     paper = "Amir et al., Deep ViT Features as Dense Visual Descriptors, ECCVW 2022, arXiv 2112.05814"
     year = 2022
-    licence = "MIT"
+    license = "MIT"
     uses_backbone = True
     precise_image = True
 
@@ -52,16 +52,27 @@ class Strided(Upsampler):
             raise UpbenchError(f"strided: factor {factor} is below 1")
         self.factor = factor
 
-    def forward(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Tensor:
+    def forward(
+        self,
+        image: Tensor,
+        features: Tensor,
+        output_size: tuple[int, int],
+        backbone: Backbone | None = None,
+    ) -> Tensor:
         """See `Upsampler.forward`; of `features` only the grid counts."""
-        operator = self.operator(image, features, output_size)
+        operator = self.operator(image, features, output_size, backbone=backbone)
         return operator(operator.takes(features).unsqueeze(1))
 
     def operator(
-        self, image: Tensor, features: Tensor, output_size: tuple[int, int], camera: Camera | None = None
+        self,
+        image: Tensor,
+        features: Tensor,
+        output_size: tuple[int, int],
+        camera: Camera | None = None,
+        backbone: Backbone | None = None,
     ) -> SourcedOperator:
         """See `Upsampler.operator`: the features of all patches, and their interpolation."""
-        backbone = self.backbone
+        backbone = self.given(backbone)
         patch = backbone.patch_size
         if patch is None:
             raise UpbenchError(_reason(backbone.name))

@@ -62,7 +62,7 @@ class UpsampleAnything(Upsampler):
         "arXiv 2511.16301"
     )
     year = 2025
-    licence = "none stated"
+    license = "none stated"
     linear = True
     mean = (0.0, 0.0, 0.0)
     std = (1.0, 1.0, 1.0)
@@ -96,7 +96,11 @@ class UpsampleAnything(Upsampler):
         native = self._native(image, features, output_size)
         if native.output_size == tuple(output_size):
             return native
-        return FunctionOperator(lambda values: to_size(native(values.unsqueeze(1)), output_size), output_size)
+        return FunctionOperator(
+            lambda values: to_size(native(values.unsqueeze(1)), output_size),
+            output_size,
+            held=native.nbytes(),
+        )
 
     def macs(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> MacCount:
         """See `Upsampler.macs`: products of every pixel with the cells that it sees, steps of the fit

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from upbench.contracts.dataset import Dataset
-from upbench.contracts.sample import Sample
-from upbench.contracts.task import Evaluator, Metric, Task
-from upbench.metrics import depth as M
+from upbench.contracts.protocol import Protocol
+from upbench.contracts.task import Evaluator, Metric, Truth
+from upbench.errors import UpbenchError
+from upbench.evaluate.task import ProbeTask
+from upbench.metrics.depth import DEPTH_METRICS, depth_values, mean_of_values
 
 BINS = 256
 MIN_DEPTH, MAX_DEPTH = 1e-3, 10.0
 FLOOR = 0.1
 """Added to every bin's activation, so that no pixel is without a depth and no gradient is divided by 0."""
 
-_PIECE = 2**18  # elements
+_PIECE = 2**20  # elements
 
 SIGLOSS_WEIGHT, GRADIENT_WEIGHT = 10.0, 0.5
 VARIANCE_FOCUS = 0.85
 SCALES = 4
 
 
-class Depth(Task):
+class Depth(ProbeTask):
     """Depth in metres: 256 bins from 1 mm to 10 m, evenly spaced, weighted by a linear probe's outputs.
 
     The depth of a pixel is sum(r b) / sum(r) with b the bins' centres and r = relu(z) + 0.1 of the probe's
@@ -53,7 +54,7 @@ class Depth(Task):
     headline = ("rmse", "delta1", "rmse_edge")
     probe = {"epochs": 30, "batch_size": 4, "lr": 0.03, "weight_decay": 0.1, "shrinkage": 10.0}
 
-    def probe_channels(self, dataset: Dataset) -> int:
+    def outputs(self, dataset: Dataset, protocol: Protocol) -> int:
         """One per bin."""
         return BINS
 
@@ -66,31 +67,44 @@ class Depth(Task):
         log = depth_from_bins(prediction).log() - target.clamp(min=MIN_DEPTH).log()
         return SIGLOSS_WEIGHT * scale_invariant_loss(log, valid) + GRADIENT_WEIGHT * gradient_loss(log, valid)
 
-    def evaluator(self, dataset: Dataset) -> Evaluator:
+    def decode(self, prediction: Tensor) -> Tensor:
+        """`[B, 256, H, W]` outputs to `[B, H, W]` metres."""
+        return depth_from_bins(prediction)
+
+    def evaluator(self, dataset: Dataset, protocol: Protocol) -> Evaluator:
         """Averages per-image metrics."""
         return DepthEvaluator()
 
 
 class DepthEvaluator(Evaluator):
-    """See `Depth`. An image's own value is its RMSE in metres."""
+    """See `Depth`. An image's own value is its RMSE in metres. Pixels beyond 10 m count nowhere."""
 
     def __init__(self) -> None:
-        self.images: list[dict[str, float]] = []
+        self.images: list[Tensor] = []  # `[B, metrics]` each
+        self.wrong: Tensor | None = None
 
-    def update(self, prediction: Tensor, sample: Sample) -> float:
-        """See `Evaluator`."""
-        assert sample.depth is not None
-        valid = sample.valid & (sample.depth <= MAX_DEPTH)
-        values = M.depth_metrics(depth_from_bins(prediction[None])[0], sample.depth, valid)
-        values = {m.name: values[m.name] * (100 if m.unit == "%" else 1) for m in Depth.metrics}
+    def update(self, prediction: Tensor, truth: Truth) -> Tensor:
+        """See `Evaluator`: `[B, H, W]` metres."""
+        depth = truth.target("depth")
+        values, wrong = depth_values(prediction, depth, truth.valid & (depth <= MAX_DEPTH))
         self.images.append(values)
-        return values[Depth.primary]
+        self.wrong = wrong if self.wrong is None else self.wrong | wrong
+        return values[:, DEPTH_METRICS.index(Depth.primary)]
 
     def compute(self) -> dict[str, float]:
-        """See `Evaluator`; lengths in metres, deltas in per cent."""
-        if not self.images:
+        """See `Evaluator`; lengths in metres, deltas in per cent.
+
+        Raises:
+            UpbenchError: A predicted depth was not finite where it counts.
+        """
+        if self.wrong is None:
             return {metric.name: math.nan for metric in Depth.metrics}
-        return M.mean_over_images(self.images)
+        if bool(self.wrong):
+            raise UpbenchError("predicted depth is not finite")
+        units = {metric.name: metric.unit for metric in Depth.metrics}
+        scale = torch.tensor([100.0 if units[name] == "%" else 1.0 for name in DEPTH_METRICS])
+        values = mean_of_values(torch.cat(self.images).cpu() * scale)
+        return {name: values[name] for name in units}
 
 
 def depth_from_bins(prediction: Tensor) -> Tensor:
@@ -106,18 +120,14 @@ class _BinAverage(torch.autograd.Function):
 
     The probe's output at K = 256 is the largest tensor of the training. Written out, the formula keeps
     four copies of it for the backward pass and walks through ten. This keeps z alone, works through it in
-    pieces that stay in a processor's cache, and masks the gradient in place.
+    pieces that stay in a CPU's cache, and masks the gradient in place. In which order the bins of a pixel are
+    added up is the matrix product's business: rounding may differ between pieces of different sizes.
     """
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, centres: Tensor) -> Tensor:
-        b, _, h, w = z.shape
         basis = torch.stack([centres, torch.ones_like(centres)])
-        sums = z.new_empty(b, 2, h, w)
-        for part in _pieces(z):
-            active = z[part].clamp(min=0)
-            sums[part] = (basis @ active.flatten(1)).view(2, -1, w)
-        sums += FLOOR * basis.sum(1)[:, None, None]
+        sums = _active_sums(z, basis) + FLOOR * basis.sum(1)[:, None, None]
         depth = sums[:, :1] / sums[:, 1:]
         ctx.save_for_backward(z, basis, depth, sums[:, 1:])
         return depth.squeeze(1)
@@ -130,13 +140,21 @@ class _BinAverage(torch.autograd.Function):
         return torch.ops.aten.threshold_backward.grad_input(grad, z, 0, grad_input=grad), None
 
 
-def _pieces(z: Tensor) -> Iterator[tuple[int, slice, slice]]:
-    """Indices of blocks of rows of each image of `[B, K, H, W]`, of some hundred thousand elements."""
+def _active_sums(z: Tensor, basis: Tensor) -> Tensor:
+    """`[B, 2, H, W]`: `basis` (`[2, K]`) times relu(z)."""
     b, k, h, w = z.shape
-    rows = max(1, _PIECE // max(1, k * w))
+    if z.device.type != "cpu":
+        return (basis @ z.clamp(min=0).flatten(2)).view(b, 2, h, w)
+    sums = z.new_empty(b, 2, h, w)
+    rows = min(h, max(1, _PIECE // max(1, k * w)))
+    active = z.new_empty(k, rows, w)
     for image in range(b):
         for top in range(0, h, rows):
-            yield image, slice(None), slice(top, top + rows)
+            part = z[image, :, top : top + rows]
+            piece = active if part.shape[1] == rows else active[:, : part.shape[1]].contiguous()
+            torch.clamp(part, min=0, out=piece)
+            sums[image, :, top : top + rows] = (basis @ piece.flatten(1)).view(2, -1, w)
+    return sums
 
 
 def scale_invariant_loss(log: Tensor, valid: Tensor) -> Tensor:
@@ -164,18 +182,37 @@ def gradient_loss(log: Tensor, valid: Tensor) -> Tensor:
         valid: `[B, H, W]` bool; both neighbours must be.
 
     Returns:
-        Scalar (Li and Snavely, CVPR 2018, eq. 4; scale s keeps every 2^s-th row and column).
+        Scalar (Li and Snavely, CVPR 2018, eq. 4; scale s keeps every 2^s-th row and column); 0 where nothing
+        is valid. Its second derivative is not defined.
     """
-    total = log.new_zeros(())
-    for scale in range(SCALES):
-        step = 2**scale
-        g, mask = log[:, ::step, ::step], valid[:, ::step, ::step]
-        count = mask.sum().clamp(min=1)
-        for axis in (1, 2):
-            n = g.shape[axis] - 1
-            if n < 1:
-                continue
-            both = mask.narrow(axis, 0, n) & mask.narrow(axis, 1, n)
-            difference = (g.narrow(axis, 1, n) - g.narrow(axis, 0, n)).abs()
-            total = total + torch.where(both, difference, 0).sum() / count
-    return total
+    loss: Tensor = _GradientLoss.apply(log, valid)
+    return loss
+
+
+class _GradientLoss(torch.autograd.Function):
+    """The gradient of a sum of absolute values is made of signs, and is added up along with the values."""
+
+    @staticmethod
+    def forward(ctx: Any, log: Tensor, valid: Tensor) -> Tensor:
+        total = log.new_zeros(())
+        slope = torch.zeros_like(log)
+        for step in (2**scale for scale in range(SCALES)):
+            g, mask, at = (part[:, ::step, ::step] for part in (log, valid, slope))
+            count = mask.sum().clamp(min=1)
+            for axis in (1, 2):
+                n = g.shape[axis] - 1
+                if n < 1:
+                    continue
+                both = mask.narrow(axis, 0, n) & mask.narrow(axis, 1, n)
+                difference = torch.where(both, g.narrow(axis, 1, n) - g.narrow(axis, 0, n), 0)
+                total = total + difference.abs().sum() / count
+                signs = difference.sign_() / count
+                at.narrow(axis, 1, n).add_(signs)
+                at.narrow(axis, 0, n).sub_(signs)
+        ctx.save_for_backward(slope)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (slope,) = ctx.saved_tensors
+        return grads[0] * slope, None

@@ -115,7 +115,7 @@ def export(
     about = {
         "weights": resolved.name,
         "weights_sha256": resolved.sha256,
-        "weights_licence": entry.licence if entry else "",
+        "weights_license": entry.license if entry else "",
         "backbone": backbone or (entry.backbone if entry else ""),
         "options": options,
     }
@@ -237,7 +237,7 @@ def _metadata(method: Upsampler, sizes: Sizes, about: Mapping[str, Any]) -> dict
         "torch": torch.__version__,
         "method": method.name,
         "paper": method.paper,
-        "licence": method.licence,
+        "license": method.license,
         **about,
         **{name: list(value) if isinstance(value, tuple) else value for name, value in asdict(sizes).items()},
         "image": "RGB in 0..1; normalised inside with mean and std",

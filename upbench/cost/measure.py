@@ -33,7 +33,8 @@ import torch
 from torch import Tensor, nn
 
 from upbench._version import __version__
-from upbench.contracts.upsampler import MacCount, Sizes, Upsampler
+from upbench.contracts.backbone import Backbone
+from upbench.contracts.upsampler import MacCount, Sizes, Upsampler, extras
 from upbench.cost.macs import count_macs
 from upbench.cost.peakmemory import PeakMemory, cpu_peak_memory
 from upbench.errors import UpbenchError, unknown
@@ -106,11 +107,12 @@ def measure(
     seconds: float = 2.0,
     macs: bool = True,
     memory: bool = True,
+    backbone: Backbone | None = None,
 ) -> Cost:
     """Measures one forward pass of a method. The method itself is left as it is: a copy is measured.
 
     Args:
-        method: The method, on any device; weights do not matter. One that runs the backbone has it attached.
+        method: The method, on any device; weights do not matter.
         channels: C of the features.
         image_size: (h_img, w_img) of the guidance image.
         feature_size: (h, w) of the features.
@@ -121,6 +123,7 @@ def measure(
         seconds: Time that timed passes may take together; at least 3 are made, at most 50.
         macs: Whether to count them (one more pass, traced).
         memory: Whether to measure the peak (on a CPU a new process, some seconds for its start).
+        backbone: For methods that run it, on `device`.
 
     Raises:
         UpbenchError: A device or dtype that is not there, or that the method has no kernel for.
@@ -131,18 +134,23 @@ def measure(
     ready = copy.deepcopy(method).eval().requires_grad_(False).to(device, torch_dtype)
     inputs = sizes.inputs(torch_dtype, device)
     try:
-        times, output_bytes = _time(ready, inputs, sizes.output_size, seconds)
+        given = extras(ready, backbone=backbone)
+        times, output_bytes = _time(_Bound(ready, sizes.output_size, given), inputs, seconds)
     except RuntimeError as error:
         if "not implemented for" in str(error):
             text = " ".join(str(error).split())
             raise UpbenchError(f"method '{method.name}' cannot run in {name} on {device}: {text}") from error
         raise
-    counted, notes = _macs(ready, inputs, sizes.output_size) if macs else (None, [])
+    counted, notes = _macs(ready, inputs, sizes.output_size, backbone) if macs else (None, [])
     if ready.uses_backbone:
-        notes.insert(0, f"MACs, time and memory include passes through the backbone {ready.backbone.name}")
+        ran = ready.backbone if backbone is None else backbone
+        notes.insert(0, f"MACs, time and memory include passes through the backbone {ran.name}")
     peak = PeakMemory(None, "not measured")
     if memory:
-        peak = _cuda_peak(ready, inputs, sizes) if kind == "cuda" else _cpu_peak(ready, sizes, torch_dtype)
+        if kind == "cuda":
+            peak = _cuda_peak(_Bound(ready, sizes.output_size, given), inputs)
+        else:
+            peak = _cpu_peak(ready, sizes, torch_dtype, backbone)
     if len(times) < 2 * MIN_REPEATS:
         notes.append(f"latency from {len(times)} passes only")
     q25, median, q75 = statistics.quantiles(times, n=4, method="inclusive")
@@ -263,9 +271,7 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _time(
-    method: Upsampler, inputs: tuple[Tensor, Tensor], size: tuple[int, int], seconds: float
-) -> tuple[list[float], int]:
+def _time(method: _Bound, inputs: tuple[Tensor, Tensor], seconds: float) -> tuple[list[float], int]:
     """Milliseconds of single passes, and bytes of the output."""
     image, features = inputs
     times: list[float] = []
@@ -276,7 +282,7 @@ def _time(
         with torch.inference_mode():
             started = time.perf_counter()
             for _ in range(WARM_UP):
-                output = method(image, features, size)
+                output = method(image, features)
                 _synchronize(image.device)
                 output_bytes = output.numel() * output.element_size()
                 del output
@@ -288,7 +294,7 @@ def _time(
             ):
                 _synchronize(image.device)
                 before = time.perf_counter()
-                output = method(image, features, size)
+                output = method(image, features)
                 _synchronize(image.device)
                 times.append((time.perf_counter() - before) * 1e3)
                 del output  # its release is not part of the next pass
@@ -299,25 +305,30 @@ def _time(
 
 
 class _Bound(nn.Module):
-    """A method with its output size filled in, so that its inputs are tensors only."""
+    """A method with all filled in but image and features, so that its inputs are tensors only."""
 
-    def __init__(self, method: Upsampler, size: tuple[int, int]) -> None:
+    def __init__(
+        self, method: Upsampler, size: tuple[int, int], given: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__()
         self.method = method
         self.size = size
+        self.given = dict(given or {})  # a dictionary hides a backbone from `nn.Module`
 
     def forward(self, image: Tensor, features: Tensor) -> Tensor:
         """See `Upsampler.forward`."""
-        output: Tensor = self.method(image, features, self.size)
+        output: Tensor = self.method(image, features, self.size, **self.given)
         return output
 
 
 def _macs(
-    method: Upsampler, inputs: tuple[Tensor, Tensor], size: tuple[int, int]
+    method: Upsampler, inputs: tuple[Tensor, Tensor], size: tuple[int, int], backbone: Backbone | None
 ) -> tuple[MacCount | None, list[str]]:
     """The count, and what is to be said about it."""
     try:
-        counted = method.macs(*inputs, size) or count_macs(_Bound(method, size), *inputs)
+        counted = method.macs(*inputs, size, **extras(method, "macs", backbone=backbone))
+        if counted is None:
+            counted = count_macs(_Bound(method, size, extras(method, backbone=backbone)), *inputs)
     except (
         Exception
     ) as error:  # a plugin may do what no trace can follow; its other costs are still worth having
@@ -329,17 +340,17 @@ def _macs(
     return counted, notes
 
 
-def _cpu_peak(method: Upsampler, sizes: Sizes, dtype: torch.dtype) -> PeakMemory:
-    return cpu_peak_memory(method, sizes, dtype)
+def _cpu_peak(method: Upsampler, sizes: Sizes, dtype: torch.dtype, backbone: Backbone | None) -> PeakMemory:
+    return cpu_peak_memory(method, sizes, dtype, backbone)
 
 
-def _cuda_peak(method: Upsampler, inputs: tuple[Tensor, Tensor], sizes: Sizes) -> PeakMemory:
+def _cuda_peak(method: _Bound, inputs: tuple[Tensor, Tensor]) -> PeakMemory:
     image, features = inputs
     with torch.inference_mode():
         _synchronize(image.device)
         torch.cuda.reset_peak_memory_stats(image.device)
         before = torch.cuda.memory_allocated(image.device)
-        output = method(image, features, sizes.output_size)
+        output = method(image, features)
         _synchronize(image.device)
         peak = torch.cuda.max_memory_allocated(image.device) - before
     del output

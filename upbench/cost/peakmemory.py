@@ -20,12 +20,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from upbench.contracts.upsampler import Sizes
+from upbench.contracts.upsampler import Sizes, extras
 from upbench.system.allocator import trim
 
 if TYPE_CHECKING:
     import torch
 
+    from upbench.contracts.backbone import Backbone
     from upbench.contracts.upsampler import Upsampler
 
 LINUX = "resident set above its value before the forward (VmHWM), fresh process"
@@ -48,13 +49,16 @@ class PeakMemory:
     how: str
 
 
-def cpu_peak_memory(method: Upsampler, sizes: Sizes, dtype: torch.dtype) -> PeakMemory:
+def cpu_peak_memory(
+    method: Upsampler, sizes: Sizes, dtype: torch.dtype, backbone: Backbone | None = None
+) -> PeakMemory:
     """Peak memory of one forward pass on the CPU, with this process's number of threads.
 
     Args:
         method: On the CPU, in `dtype`. Its class must be importable by a new process, or lie in a file.
         sizes: Of the inputs.
         dtype: Of the inputs.
+        backbone: For methods that run it, on the CPU.
 
     Returns:
         The peak, or the reason why there is none.
@@ -65,7 +69,7 @@ def cpu_peak_memory(method: Upsampler, sizes: Sizes, dtype: torch.dtype) -> Peak
     if cls.__module__ == "__main__":
         return PeakMemory(None, f"not measured: {cls.__name__} is not in a module but in a script")
     try:
-        payload = _pack(method, sizes, dtype)
+        payload = _pack(method, sizes, dtype, backbone)
     except Exception as error:
         return PeakMemory(None, f"not measured: {cls.__name__} cannot be sent to a process ({_line(error)})")
     with tempfile.TemporaryDirectory(prefix="upbench-") as folder:
@@ -77,8 +81,8 @@ def _line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def _pack(method: Upsampler, sizes: Sizes, dtype: torch.dtype) -> bytes:
-    """A JSON header, which says where the class is, and the pickled method."""
+def _pack(method: Upsampler, sizes: Sizes, dtype: torch.dtype, backbone: Backbone | None) -> bytes:
+    """A JSON header, which says where the class is, and the pickled method and backbone."""
     import torch
 
     head = {
@@ -89,7 +93,7 @@ def _pack(method: Upsampler, sizes: Sizes, dtype: torch.dtype) -> bytes:
         "sizes": asdict(sizes),
     }
     buffer = io.BytesIO()
-    torch.save(method, buffer)
+    torch.save((method, backbone), buffer)
     text = json.dumps(head).encode()
     return len(text).to_bytes(8, "little") + text + buffer.getvalue()
 
@@ -121,16 +125,18 @@ def main() -> None:
     head = json.loads(raw[8:start])
     _import(head["module"], head["file"])
     torch.set_num_threads(head["threads"])
-    method: Upsampler = torch.load(io.BytesIO(raw[start:]), weights_only=False).eval()
+    method: Upsampler
+    method, backbone = torch.load(io.BytesIO(raw[start:]), weights_only=False)
+    given = extras(method.eval(), backbone=backbone)
     del raw
     sizes = Sizes(**head["sizes"])
     image, features = sizes.inputs(getattr(torch, head["dtype"]))
     h, w = sizes.feature_size
     with torch.inference_mode():
         # The same grid, so that methods with windows accept it, but few pixels.
-        method(image[..., : 2 * h, : 2 * w].contiguous(), features, (h, w))
+        method(image[..., : 2 * h, : 2 * w].contiguous(), features, (h, w), **given)
         meter = _Meter()
-        output = method(image, features, (sizes.output_size[0], sizes.output_size[1]))
+        output = method(image, features, (sizes.output_size[0], sizes.output_size[1]), **given)
         peak = meter.peak()
     del output
     print(json.dumps({"bytes": peak, "how": meter.how}))

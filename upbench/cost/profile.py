@@ -51,19 +51,19 @@ def profile(
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    lent = None
+    running = None
     if backbone is not None:
-        lent = backbones.load_backbone(backbone, device, pretrained=False)
-        channels = _same("channels", channels, lent.channels, backbone)
-        stride = _same("stride", stride, lent.stride, backbone)
+        running = backbones.load_backbone(backbone, device, pretrained=False)
+        channels = _same("channels", channels, running.channels, backbone)
+        stride = _same("stride", stride, running.stride, backbone)
     channels, stride = channels or 384, stride or 14
     for size in sizes:
         if min(size) < stride:
             raise UpbenchError(f"size {size[0]}x{size[1]} is smaller than the stride {stride}")
-    pairs = _matches(methods, with_backbone=lent is not None)
+    pairs = _matches(methods, with_backbone=running is not None)
     jobs = [(name, spec, size) for name, spec in ((name, spec) for spec, name in pairs) for size in sizes]
     for name, spec, (height, width) in track(jobs, "profile"):
-        method = load_method(name, spec.weights, channels, backbone=lent, **spec.options)
+        method = load_method(name, spec.weights, channels, backbone=running, **spec.options)
         measured = cost.measure(
             method,
             channels=channels,
@@ -73,6 +73,7 @@ def profile(
             batch=batch,
             device=device,
             dtype=dtype,
+            backbone=running,
         )
         yield {"method": name, **measured.to_dict()}
 

@@ -7,6 +7,7 @@ asks for each of them a hundred times.
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import tempfile
 import time
@@ -74,7 +75,8 @@ class Store:
         return mapped
 
     def _to_file(self, item: Operator | Tensor, size: int) -> Operator | Tensor | None:
-        """The item in a file that is mapped, or None where the disk is too full for it."""
+        """The item in a file that is mapped, or None where that cannot be: a disk that is too full, an
+        operator that is a function."""
         folder = cache_dir("scratch")
         if not self.spilled:
             _remove_old(folder)
@@ -87,8 +89,8 @@ class Store:
             torch.save(item, name)
             # Our own file, written just now: it may hold classes, not tensors alone.
             mapped: Operator | Tensor = torch.load(name, mmap=True, weights_only=False)
-        except (OSError, RuntimeError):  # torch tells of a full disk by either
-            self._spill = False
+        except (OSError, RuntimeError, AttributeError, pickle.PicklingError):
+            self._spill = False  # torch tells of a full disk by either of the first two, pickle by the others
             return None
         finally:
             with suppress(OSError):  # not every system lets go of the name of a mapped file

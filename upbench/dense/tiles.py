@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from upbench.contracts.backbone import Backbone
 from upbench.contracts.operator import FunctionOperator, Operator, SourcedOperator
 from upbench.contracts.sample import Camera
-from upbench.contracts.upsampler import Upsampler
+from upbench.contracts.upsampler import Upsampler, extras
 from upbench.errors import UpbenchError
 from upbench.ops.operator import project as project_low
 from upbench.system.allocator import trim
@@ -60,6 +61,7 @@ def upsample_tiles(
     project: Tensor | None = None,
     bias: Tensor | None = None,
     camera: Camera | None = None,
+    backbone: Backbone | None = None,
 ) -> Iterator[Tile]:
     """The output of a method, tile by tile; equal to that of its `forward` but for rounding. No gradients.
 
@@ -80,6 +82,7 @@ def upsample_tiles(
             it at low resolution, at K / C of the cost and with the same result.
         bias: `[K]`, added after `project`.
         camera: For methods that use one.
+        backbone: For methods that run it, on the device of `image`.
 
     Returns:
         An iterator over the tiles, row by row. Tiles are new tensors in the dtype of `features`.
@@ -92,7 +95,7 @@ def upsample_tiles(
     channels = int(features.shape[1] if project is None else project.shape[0])
     grid = _tile_size(tile, memory_budget, features, channels, output_size)
     with torch.no_grad():
-        compute = _source(method, image, features, output_size, memory_budget, project, camera)
+        compute = _source(method, image, features, output_size, memory_budget, project, camera, backbone)
     summand = None if bias is None else bias.to(features).view(-1, 1, 1)
     return _tiles(compute, output_size, grid, summand)
 
@@ -110,6 +113,7 @@ def upsample_to(
     project: Tensor | None = None,
     bias: Tensor | None = None,
     camera: Camera | None = None,
+    backbone: Backbone | None = None,
 ) -> None:
     """Writes the output of a method to a file or an array, tile by tile.
 
@@ -128,6 +132,7 @@ def upsample_to(
         project: `[K, C]`, a linear head.
         bias: `[K]`.
         camera: For methods that use one.
+        backbone: For methods that run it, on the device of `image`.
 
     Raises:
         UpbenchError: As `upsample_tiles`; a target of another shape; a file that cannot be written.
@@ -142,6 +147,7 @@ def upsample_to(
         project=project,
         bias=bias,
         camera=camera,
+        backbone=backbone,
     )
     channels = int(features.shape[1] if project is None else project.shape[0])
     grid = _tile_size(tile, memory_budget, features, channels, output_size)
@@ -243,14 +249,15 @@ def _source(
     memory_budget: int,
     weight: Tensor | None,
     camera: Camera | None,
+    backbone: Backbone | None,
 ) -> Callable[[slice, slice], Tensor]:
     """What computes a rectangle of the output, projected where there is a weight."""
     weight = None if weight is None else weight.to(features)
-    operator = method.tile_operator(image, features, output_size, camera, memory_budget=memory_budget)
+    given = extras(method, "tile_operator", camera=camera, backbone=backbone)
+    operator = method.tile_operator(image, features, output_size, **given, memory_budget=memory_budget)
     if operator is None:
         _refuse_large(method, features, int(features.shape[1]), output_size, memory_budget)
-        extra = {"camera": camera} if method.uses_camera else {}
-        dense = method(image, features, output_size, **extra)
+        dense = method(image, features, output_size, **extras(method, camera=camera, backbone=backbone))
         if weight is None:
             return lambda rows, cols: dense[:, :, rows, cols].contiguous()
         return lambda rows, cols: torch.einsum("kc,bcij->bkij", weight, dense[:, :, rows, cols])

@@ -1,204 +1,371 @@
-"""A method's view of one split: per-pixel outputs of any linear probe, at the least cost the method
+"""A method's features of a split: per-pixel outputs of any linear probe, at the least cost the method
 allows."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
+from typing import Protocol as Interface
 
 import torch
 from torch import Tensor
 
-from upbench.contracts.operator import FunctionOperator, Operator
-from upbench.contracts.sample import Camera, Sample
-from upbench.contracts.upsampler import Upsampler
-from upbench.dense.camera import CameraChoice
-from upbench.dense.spill import Store
+from upbench.contracts.operator import FunctionOperator, Operator, SourcedOperator
+from upbench.contracts.sample import Camera
+from upbench.contracts.task import Crop, DenseBatch, DenseFeatures, Images
+from upbench.dense.method import MethodCall, resized_guidance
+from upbench.dense.project import Part, project_parts
+from upbench.dense.spill import DISK_RESERVE, Store, size_of
 from upbench.errors import UpbenchError
-from upbench.ops.operator import project
-from upbench.system.progress import track
+from upbench.system.allocator import trim
+from upbench.system.cache import cache_dir
+from upbench.system.progress import say, track
+
+Size = tuple[int, int]
 
 DEFAULT_BUDGET = 3_000_000_000
-"""Bytes that one split's kept operators or dense maps may take."""
+"""Bytes of memory that one split's kept operators or dense maps may take."""
 
-_STRIPS = 16
+SCRATCH_BUDGET = 20_000_000_000
+"""Bytes of files that they may take beyond it; a split that needs more computes them again each time."""
 
-Crop = tuple[slice, slice]
+WORKING_BUDGET = 256_000_000
+"""Bytes that an operator may take to be made that is not kept."""
+
+_TRIM_EVERY = 16
+"""Operators between two returns of freed memory to the system: they are large, and moved to files they leave
+holes that the next ones may not fit."""
+
+_SIZES = 512
+"""Operators of methods that look at sizes alone, one a size, that are kept at most."""
 
 
-class Upsampled:
-    """The upsampled features of a split's images, never all in memory at once.
+class LowResolution(Interface):
+    """Features of the same frames, as `upbench.features.store.FeatureStore` gives them."""
 
-    Where the method has a linear `Operator` for an image, a probe is applied to the low-resolution
-    features first
-    and its K outputs are upsampled instead of the C channels: the same result (see
-    `upbench.ops.operator`), K / C of the cost. Otherwise the dense features are computed and the probe is
-    applied to them.
+    def __len__(self) -> int: ...
 
-    Operators (dense maps) are computed when first asked for, and kept (see `upbench.dense.spill`): as they
-    are where the whole split fits `budget`, else in float16. One object serves every task and every seed of a
-    method on a split.
+    def batch(self, indices: Sequence[int]) -> Tensor:
+        """`[B, C, h, w]` float32 on the device."""
 
-    Attributes:
-        features: `[N, C, h, w]` float32 low-resolution features, on `device`.
-        output_size: (H, W).
-        device: Where everything is computed.
+
+class UpsampledSplit(DenseFeatures):
+    """The upsampled features of a split's frames, never all in memory at once.
+
+    Where the method has a linear `Operator` for a frame, a probe is applied to the low-resolution features
+    first and its K outputs are upsampled instead of the C channels: the same result, K / C of the cost.
+    Otherwise the dense features are computed and the probe is applied to them.
+
+    Operators (dense maps) of a small split are computed once and kept: in memory as they are where the whole
+    split fits `budget`, else in float16, and beyond that in files. Those of a large split are computed each
+    time, of the crop that is asked for where the method can do that. The first frame decides, and the log
+    says so. A method that looks at sizes alone, such as bilinear interpolation, has one operator for all
+    frames of a size. One object serves every task and every seed of a method on a split.
     """
 
     def __init__(
         self,
-        method: Upsampler,
-        samples: Sequence[Sample],
-        features: Tensor,
-        output_size: tuple[int, int],
+        call: MethodCall,
+        images: Images,
+        features: LowResolution,
         *,
-        camera: str | None = None,
-        device: torch.device | str = "cpu",
+        guidance_size: str = "image",
         budget: int = DEFAULT_BUDGET,
+        title: str = "",
     ) -> None:
         """Takes a method and what it is applied to.
 
         Args:
-            method: In eval mode, on `device`.
-            samples: N samples, whose images (and cameras) guide the method.
-            features: `[N, C, h, w]`, of the same images in the same order.
-            output_size: (H, W).
-            camera: What methods that use a camera are given, as `CameraChoice.parse` reads it; None for none.
-            device: Where to compute.
+            call: The method.
+            images: What guides it.
+            features: Of the same frames in the same order.
+            guidance_size: "image", or "output" for guidance resized to the output's size.
             budget: Bytes of memory to keep operators and dense maps in.
+            title: Of the split, for messages.
 
         Raises:
-            UpbenchError: Counts that do not match, features that are not finite, or an unknown `camera`.
+            UpbenchError: Counts that do not match.
         """
-        if features.ndim != 4 or len(samples) != features.shape[0]:
-            raise UpbenchError(f"{len(samples)} images do not go with features {list(features.shape)}")
-        choice = CameraChoice.parse(camera or "")
-        if not bool(features.isfinite().all()):
-            bad = int((~features.isfinite().flatten(1).all(1)).nonzero()[0])
-            raise UpbenchError(f"features of image '{samples[bad].name}' are not finite")
-        self.method = method
-        self.samples = samples
-        self.device = torch.device(device)
-        self.features = features.to(self.device, torch.float32)
-        self.output_size = output_size
-        self.camera = choice if method.uses_camera else CameraChoice()
-        self._store = Store(budget, len(samples), spill=self.device.type == "cpu")
+        if len(images) != len(features) or not len(images):
+            raise UpbenchError(f"{len(images)} images do not go with features of {len(features)}")
+        self.call, self.images, self.low = call, images, features
+        self.title = title
+        self._at_output = guidance_size == "output"
+        self._store = Store(budget, len(images), spill=call.device.type == "cpu")
+        self._keeps: bool | None = None  # not decided before the first frame
+        self._alike = False
+        self._by_size: dict[tuple[object, ...], Operator | Tensor] = {}
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.images)
 
-    def logits(self, index: int, weight: Tensor, bias: Tensor, crop: Crop | None = None) -> Tensor:
-        """A linear probe's outputs for an image; differentiable with respect to weight and bias.
+    def output_size(self, index: int) -> Size:
+        """See `DenseFeatures`."""
+        return self.images.output_size(index)
 
-        Args:
-            index: Of the image.
-            weight: `[K, C]` float32.
-            bias: `[K]`.
-            crop: Slices of rows and columns of the output, with step 1; all of it by default.
+    def batch(self, indices: Sequence[int], crops: Sequence[Crop] | None = None) -> Batch:
+        """See `DenseFeatures`. Frames may be asked for twice, with different crops."""
+        indices = list(indices)
+        if crops is not None and len(crops) != len(indices):
+            raise UpbenchError(f"{len(indices)} frames do not go with {len(crops)} crops")
+        if self.keeps():
+            return Batch(self, indices, self._kept(indices, crops))
+        return Batch(self, indices, self._made(indices, crops))
 
-        Returns:
-            `[K, H, W]`, or as large as the crop.
-
-        Raises:
-            UpbenchError: The method's output is not finite.
-        """
-        kept = self._view(index)
-        features, groups = self.features[index : index + 1], 1
-        if isinstance(kept, Operator):
-            features, groups = kept.takes(features), kept.groups
-        low = project(weight, features, groups)
-
-        def part(rows: slice, cols: slice) -> Tensor:
-            if isinstance(kept, Operator):
-                out = kept.crop(rows, cols).to(torch.float32)(low)[0]
-            else:
-                dense = kept[:, rows, cols].to(weight.dtype)
-                out = (weight @ dense.flatten(1)).reshape(-1, *dense.shape[1:])
-            out = out + bias[:, None, None]
-            if not bool(out.detach().sum().isfinite()):
-                self._explain(out, index, weight, bias)
-            return out
-
-        height, width = self.output_size
-        if crop or isinstance(kept, FunctionOperator) or (torch.is_grad_enabled() and weight.requires_grad):
-            return part(*(crop or (slice(0, height), slice(0, width))))
-        whole = weight.new_empty(len(weight), height, width)
-        step = max(1, height // _STRIPS)
-        for top in range(0, height, step):  # strips stay in a processor's cache; the whole does not
-            rows = slice(top, min(top + step, height))
-            whole[:, rows] = part(rows, slice(0, width))
-        return whole
-
-    def dense(self, index: int) -> Tensor:
-        """`[C, H, W]` the upsampled features themselves, computed anew."""
-        image, features, camera = self._inputs(index)
-        with torch.no_grad():
-            if self.method.uses_camera:
-                out = self.method(image, features, self.output_size, camera=camera)
-            else:
-                out = self.method(image, features, self.output_size)
-        expected = (1, int(features.shape[1]), *self.output_size)
-        if tuple(out.shape) != expected:
-            raise UpbenchError(
-                f"method '{self.method.name}' returns {list(out.shape)} where {list(expected)} was asked for"
-            )
-        first: Tensor = out[0]
-        return first
+    def keeps(self) -> bool:
+        """Whether operators of this split are kept; the first frame is looked at to tell."""
+        if self._keeps is None:
+            item = self._compute(0)
+            method = self.call.method
+            blind = method.linear and not (method.guided or method.uses_camera or method.uses_backbone)
+            self._alike = blind and isinstance(item, Operator)
+            self._keeps = self._alike or self._room(size_of(item) * len(self))
+            if self._keeps and not self._alike:
+                self._store.offer(0, item)
+        return self._keeps
 
     def prepare(self, description: str) -> None:
-        """Computes what is kept of each image now, with a progress bar, instead of when it is first needed.
+        """Computes what is kept of each frame now, with a progress bar, instead of when it is first needed.
 
-        Ends at the first image for which there is no room. Args: description: Of the progress bar.
+        Args: description: Of the progress bar.
         """
+        if not self.keeps() or self._alike:
+            return
         missing = [index for index in range(len(self)) if index not in self._store]
         for index in track(missing, description):
-            self._view(index)
+            self._store.offer(index, self._compute(index))
             if index not in self._store:
                 break
+            if index % _TRIM_EVERY == 0 and self.call.device.type == "cpu":
+                trim()
 
     def nbytes(self) -> int:
-        """Bytes that are kept at the moment."""
+        """Bytes of memory that are kept at the moment."""
         return self._store.used
 
-    def _view(self, index: int) -> Operator | Tensor:
-        """The image's operator, else its dense features; from memory where it is kept."""
+    def explain(self, indices: Sequence[int]) -> UpbenchError | None:
+        """Why outputs for these frames are not finite, if it is the method's doing."""
+        for index in indices:
+            name = self.images.names[index]
+            view = self._view(index)
+            if isinstance(view, Operator):
+                features = view.takes(self.low.batch([index]))
+                ones = torch.ones_like(features[:, :1]).unsqueeze(1).expand(-1, view.groups, -1, -1, -1)
+                if not bool(features.isfinite().all()):
+                    return UpbenchError(f"features of image '{name}' are not finite")
+                if not bool(view(ones).isfinite().all()):
+                    return UpbenchError(
+                        f"method '{self.call.method.name}': its operator gives values that are not finite "
+                        f"for image '{name}'"
+                    )
+            elif not bool(view.isfinite().all()):
+                return self._not_finite(name)
+        return None
+
+    def _room(self, total: int) -> bool:
+        """Whether so many bytes (half of it in float16) can be kept; says so where they cannot."""
+        if total // 2 <= self._store.budget:
+            return True
+        beyond = total // 2 - self._store.budget
+        on_cpu = self.call.device.type == "cpu"
+        free = shutil.disk_usage(cache_dir("scratch")).free - DISK_RESERVE if on_cpu else 0
+        if on_cpu and beyond <= min(SCRATCH_BUDGET, free):
+            return True
+        say(
+            f"{self.call.method.name}: operators of {len(self)} images of {self.title or 'this split'} would "
+            f"take {total / 2e9:.0f} GB; they are computed again each time"
+        )
+        return False
+
+    def _kept(self, indices: list[int], crops: Sequence[Crop] | None) -> list[Part]:
+        """A part for each frame, from what is kept."""
+        features = self._features(indices)
+        parts = []
+        for place, index in enumerate(indices):
+            low = features[place]
+            view = self._view(index, low)
+            if crops is not None:
+                view = _cropped(view, crops[place])
+            parts.append(Part([place], view, low))
+        return parts
+
+    def _made(self, indices: list[int], crops: Sequence[Crop] | None) -> list[Part]:
+        """Parts made for this batch alone: frames of one size and one crop share an operator."""
+        groups: dict[tuple[object, ...], list[int]] = {}
+        inputs = [self._inputs(index) for index in indices]
+        features = self._features(indices)
+        for place, (image, _) in enumerate(inputs):
+            crop = None if crops is None else tuple((s.start, s.stop) for s in crops[place])
+            size = self.output_size(indices[place])
+            groups.setdefault((tuple(image.shape), tuple(features[place].shape), size, crop), []).append(
+                place
+            )
+        return [self._part(places, indices, inputs, features, crops) for places in groups.values()]
+
+    def _part(
+        self,
+        places: list[int],
+        indices: list[int],
+        inputs: list[tuple[Tensor, Camera | None]],
+        features: list[Tensor],
+        crops: Sequence[Crop] | None,
+    ) -> Part:
+        """One operator, or dense features, for frames of one size and one crop."""
+        image, low = torch.cat([inputs[p][0] for p in places]), torch.cat([features[p] for p in places])
+        camera = _joined([inputs[p][1] for p in places])
+        size = self.output_size(indices[places[0]])
+        if crops is None:
+            return Part(places, self._operator_or_dense(image, low, size, camera, None), low)
+        view = self._operator_or_dense(image, low, size, camera, WORKING_BUDGET)
+        return Part(places, _cropped(view, crops[places[0]]), low)
+
+    def _features(self, indices: list[int]) -> list[Tensor]:
+        """`[1, C, h, w]` of each frame; read once where a frame is asked for again."""
+        unique = list(dict.fromkeys(indices))
+        try:
+            read = dict(zip(unique, self.low.batch(unique).unsqueeze(1), strict=True))
+        except UpbenchError:  # of different sizes
+            read = {index: self.low.batch([index]) for index in unique}
+        return [read[index] for index in indices]
+
+    def _view(self, index: int, low: Tensor | None = None) -> Operator | Tensor:
+        """The frame's operator, else its dense features `[1, C, H, W]`; from memory where it is kept.
+
+        Args: index: Of the frame; low: Its features, where they are at hand.
+        """
+        if self._alike:
+            grid = tuple((self.low.batch([index]) if low is None else low).shape)
+            key = (grid, self.output_size(index))
+            if key not in self._by_size:
+                if len(self._by_size) >= _SIZES:
+                    self._by_size.clear()
+                self._by_size[key] = self._compute(index)
+            return self._by_size[key]
         kept = self._store.get(index)
         if kept is None:
-            image, features, camera = self._inputs(index)
-            with torch.no_grad():
-                kept = self.method.operator(image, features, self.output_size, camera)
-                if kept is None:
-                    kept = self._finite(self.dense(index), index)
-            kept = self._store.offer(index, kept)
+            kept = self._compute(index)
+            if self._keeps:
+                kept = self._store.offer(index, kept)
         return kept
 
-    def _inputs(self, index: int) -> tuple[Tensor, Tensor, Camera | None]:
-        sample = self.samples[index]
-        image = self.method.normalize(sample.image[None].to(self.device))
-        return image, self.features[index : index + 1], self._camera(sample)
+    def _compute(self, index: int) -> Operator | Tensor:
+        image, camera = self._inputs(index)
+        made = self._operator_or_dense(image, self.low.batch([index]), self.output_size(index), camera, None)
+        if isinstance(made, Tensor) and not bool(made.isfinite().all()):
+            raise self._not_finite(self.images.names[index])
+        return made
 
-    def _camera(self, sample: Sample) -> Camera | None:
-        if not self.camera.dataset:
-            return None
-        if sample.camera is None:
-            raise UpbenchError(f"image '{sample.name}' has no camera")
-        return self.camera.apply(sample.camera.to(self.device))
+    def _operator_or_dense(
+        self, image: Tensor, low: Tensor, size: Size, camera: Camera | None, budget: int | None
+    ) -> Operator | Tensor:
+        image = resized_guidance(image, size) if self._at_output else image
+        made = self.call.operator(image, low, size, camera, budget)
+        return self.call.forward(image, low, size, camera) if made is None else made
 
-    def _finite(self, dense: Tensor, index: int) -> Tensor:
-        if not bool(dense.isfinite().all()):
-            raise UpbenchError(
-                f"method '{self.method.name}' gives features that are not finite for image "
-                f"'{self.samples[index].name}'"
-            )
-        return dense
+    def _inputs(self, index: int) -> tuple[Tensor, Camera | None]:
+        framed = self.images.framed(index)
+        camera = self.call.given_camera(framed.name, framed.camera)
+        return framed.image[None].to(self.call.device), camera
 
-    def _explain(self, out: Tensor, index: int, weight: Tensor, bias: Tensor) -> None:
-        """Raises where outputs are not finite, and names who is to blame: the probe or the method."""
-        if bool(out.isfinite().all()):  # only their sum is too large
-            return
-        if not bool(weight.isfinite().all() and bias.isfinite().all()):
-            raise UpbenchError("the probe's weights are not finite: its training diverged")
-        self._finite(self.dense(index), index)
-        raise UpbenchError(
-            f"method '{self.method.name}': its operator gives values that are not finite for image "
-            f"'{self.samples[index].name}'"
+    def _not_finite(self, name: str) -> UpbenchError:
+        return UpbenchError(
+            f"method '{self.call.method.name}' gives features that are not finite for image '{name}'"
         )
+
+
+class Batch(DenseBatch):
+    """See `DenseBatch`.
+
+    Attributes:
+        indices: Of the frames, in the order of the batch.
+        parts: What is applied to which of them.
+    """
+
+    def __init__(self, split: UpsampledSplit, indices: list[int], parts: list[Part]) -> None:
+        self.split = split
+        self.indices = indices
+        self.parts = parts
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def sizes(self) -> list[Size]:
+        """(H, W) of each frame's output."""
+        found = {place: part.size for part in self.parts for place in part.places}
+        return [found[place] for place in range(len(self))]
+
+    def crop(self, crop: Crop) -> Batch:
+        """The same rectangle of every frame; nothing is computed again."""
+        parts = [Part(part.places, _cropped(part.view, crop), part.features) for part in self.parts]
+        return Batch(self.split, self.indices, parts)
+
+    def project(self, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """See `DenseBatch`."""
+        return project_parts(self.parts, len(self), weight, bias)
+
+    def dense(self) -> Tensor:
+        """See `DenseBatch`."""
+        out: Tensor | None = None
+        for part in self.parts:
+            view = part.view
+            values = view.dense(view.takes(part.features)) if isinstance(view, Operator) else view
+            if out is None:
+                height, width = (max(p.size[axis] for p in self.parts) for axis in (0, 1))
+                out = values.new_zeros(len(self), values.shape[1], height, width, dtype=torch.float32)
+            for row, place in enumerate(part.places):
+                out[place, :, : values.shape[-2], : values.shape[-1]] = values[row]
+        assert out is not None
+        return out
+
+    def at(self, points: Tensor) -> Tensor:
+        """See `DenseBatch`."""
+        if points.ndim != 3 or points.shape[0] != len(self) or points.shape[2] != 2:
+            raise UpbenchError(f"points must be [{len(self)}, P, 2], got {list(points.shape)}")
+        columns: list[Tensor | None] = [None] * len(self)
+        for part in self.parts:
+            height, width = part.size
+            for row, place in enumerate(part.places):
+                own = points[place]
+                if len(own) and not bool(((own >= 0) & (own < own.new_tensor([height, width]))).all()):
+                    raise UpbenchError(f"points lie outside of an output of {height}x{width}")
+                columns[place] = _pixels(part, row, own.tolist())
+        return torch.stack([column for column in columns if column is not None])
+
+
+def _pixels(part: Part, row: int, points: list[list[int]]) -> Tensor:
+    """`[C, P]` features of a frame at some pixels."""
+    view = part.view
+    inner = view.operator if isinstance(view, SourcedOperator) else view
+    if isinstance(inner, FunctionOperator):  # each of its crops would compute the whole
+        view = view.dense(view.takes(part.features))  # type: ignore[union-attr]
+    if isinstance(view, Tensor):
+        index = torch.tensor(points, dtype=torch.int64, device=view.device).reshape(-1, 2)
+        return view[row][:, index[:, 0], index[:, 1]].float()
+    features = view.takes(part.features)
+    found = []
+    for y, x in points:
+        pixel = view.crop(slice(y, y + 1), slice(x, x + 1))
+        found.append(pixel.dense(features)[row, :, 0, 0])
+    return torch.stack(found, 1) if found else features.new_zeros(int(features.shape[1]), 0)
+
+
+def _cropped(view: Operator | Tensor, crop: Crop) -> Operator | Tensor:
+    """A view's rectangle; the view itself where that is all of it."""
+    rows, cols = crop
+    whole = view.output_size if isinstance(view, Operator) else (int(view.shape[-2]), int(view.shape[-1]))
+    if (rows.start, rows.stop) == (0, whole[0]) and (cols.start, cols.stop) == (0, whole[1]):
+        return view
+    return view.crop(rows, cols) if isinstance(view, Operator) else view[..., rows, cols]
+
+
+def _joined(cameras: list[Camera | None]) -> Camera | None:
+    """One batch of cameras."""
+    there = [camera for camera in cameras if camera is not None]
+    if len(there) != len(cameras) or not there:
+        return None
+    poses = [c.pose for c in there if c.pose is not None]
+    if poses and len(poses) != len(there):
+        eye = torch.eye(4).to(poses[0])[None]
+        poses = [eye if c.pose is None else c.pose for c in there]
+    return Camera(torch.cat([c.intrinsics for c in there]), torch.cat(poses) if poses else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -84,6 +85,30 @@ def ray_moments(directions: Tensor, camera: Camera | None) -> Tensor | None:
     """
     origins = ray_origins(directions, camera)
     return None if origins is None else torch.cross(origins.expand_as(directions), directions, dim=1)
+
+
+@dataclass(frozen=True)
+class Rays:
+    """The rays through the cells of a grid, as directions and what goes with them.
+
+    Attributes:
+        original_size: What intrinsics refer to; see `ray_directions`.
+        plucker: Whether moments (`ray_moments`) go with the directions; else origins (`ray_origins`).
+    """
+
+    original_size: str = "principal_point"
+    plucker: bool = False
+
+    def __call__(
+        self,
+        image: Tensor,
+        grid: tuple[int, int],
+        camera: Camera | None,
+        part: tuple[slice, slice] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Directions `[B, 3, gh, gw]`, and moments or origins (None where they are zero); see there."""
+        directions = ray_directions(image, grid, camera, self.original_size, part)
+        return directions, (ray_moments if self.plucker else ray_origins)(directions, camera)
 
 
 def ray_angles(directions: Tensor, dim: int, others: Tensor | None = None) -> Tensor:

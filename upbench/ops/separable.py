@@ -44,6 +44,13 @@ class SeparableOperator(Operator):
         """The operator for a rectangle of output pixels; a view, nothing is copied."""
         return SeparableOperator(self.rows[rows], self.cols[cols])
 
+    def narrowed(self) -> tuple[slice, slice, SeparableOperator]:
+        """See `Operator`; on a CPU only, as another device would have to be waited for."""
+        if self.rows.device.type != "cpu":
+            return slice(None), slice(None), self
+        rows, cols = _support(self.rows), _support(self.cols)
+        return rows, cols, SeparableOperator(self.rows[:, rows], self.cols[:, cols])
+
     def to(self, *args: Any, **kwargs: Any) -> SeparableOperator:
         """The operator with its matrices moved or cast (arguments as `Tensor.to`)."""
         return SeparableOperator(self.rows.to(*args, **kwargs), self.cols.to(*args, **kwargs))
@@ -51,3 +58,9 @@ class SeparableOperator(Operator):
     def nbytes(self) -> int:
         """Bytes of the two matrices."""
         return sum(m.numel() * m.element_size() for m in (self.rows, self.cols))
+
+
+def _support(matrix: Tensor) -> slice:
+    """The columns between the first and the last that are not all 0."""
+    used = (matrix != 0).any(0).nonzero()
+    return slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, 1)

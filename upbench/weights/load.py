@@ -40,8 +40,9 @@ def load_method(
         channels: C of the features it is to upsample; those of `backbone` where one is given, else 384.
         device: Where to put it.
         seed: Of random weights; torch's global generators are left as they are.
-        backbone: What computes these features, or its name. Methods with `uses_backbone` run it
-            themselves; without one they load, but their `forward` raises. Other methods do not keep it.
+        backbone: What computes these features, or its name: it gives `channels`, or has to have as many. A
+            method that runs it is given it with every call: `method(image, features, size,
+            backbone=backbone)`.
         options: Options of the method's constructor.
 
     Returns:
@@ -52,27 +53,53 @@ def load_method(
             that its sha256 promises, or not for this method, these options or this C; a backbone of another
             C.
     """
+    from upbench.contracts.upsampler import extras
+
     cls = find_method(name)
     if isinstance(backbone, str):
         from upbench.features.backbones import load_backbone
 
         backbone = load_backbone(backbone, device)
     channels = _agreed_channels(name, channels, backbone)
-    resolved = resolve(cls, weights)
+    module = load_resolved(cls, resolve(cls, weights), channels, device=device, seed=seed, options=options)
+    extras(module, backbone=backbone)  # attaches it to a method of the first edition
+    return module
+
+
+def load_resolved(
+    cls: type[Upsampler],
+    resolved: ResolvedWeights,
+    channels: int,
+    *,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+) -> Upsampler:
+    """`load_method` for a class and weights that were found before.
+
+    Args:
+        cls: The method.
+        resolved: As `upbench.weights.resolve.resolve` gives them.
+        channels: C of the features it is to upsample.
+        device: Where to put it.
+        seed: Of random weights.
+        options: Of the method's constructor.
+
+    Raises:
+        UpbenchError: As `load_method`.
+    """
     state = read_state(cls, resolved)
+    agreed = dict(options or {})
     if state is not None:
-        options = _agreed_options(cls, state, resolved, channels, options)
-    module = _build(cls, channels, seed, options)
+        agreed = _agreed_options(cls, state, resolved, channels, agreed)
+    module = _build(cls, channels, seed, agreed)
     if state is not None:
         _load_strictly(module, state, resolved)
     elif resolved.name == "default" and any(True for _ in module.parameters()):
         raise UpbenchError(
             f"method '{cls.name}' has no default weights; give it a checkpoint, or 'none' for random ones"
         )
-    module = module.eval().to(device)
-    if backbone is not None and cls.uses_backbone:
-        module.attach_backbone(backbone)
-    return module
+    return module.eval().to(device)
 
 
 def read_state(cls: type[Upsampler], resolved: ResolvedWeights) -> dict[str, Tensor] | None:
@@ -123,7 +150,7 @@ def images_seen(resolved: ResolvedWeights) -> int | None:
 
 
 def options_unlike_training(
-    cls: type[Upsampler], weights: str, options: Mapping[str, Any]
+    cls: type[Upsampler], resolved: ResolvedWeights, options: Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:
     """Options that differ from those that weights were trained with: name -> (asked for, trained with).
 
@@ -131,7 +158,6 @@ def options_unlike_training(
     """
     import inspect
 
-    resolved = resolve(cls, weights)
     if resolved.path is None:
         return {}
     parameters = inspect.signature(cls.__init__).parameters

@@ -1,8 +1,29 @@
 """Attention from a dense grid of queries to windows of a low-resolution map.
 
-Both axes have a table of the cells that each output row (column) sees. Queries of a tile share their cells,
-so logits and averages are batched matrix products of a few hundred queries with a few dozen keys; the keys
-and values are never brought to the output grid.
+Both axes have a table of the cells that each output row (column) sees; a window is the product of the two.
+
+    queries q on the output grid             keys k, values v on the low-resolution grid
+    [H, W] = [6, 8]                          [h, w] = [3, 4]
+
+      j  0 1 2 3 4 5 6 7                             0    1    2    3
+    i   +---------------+                          +----+----+----+----+
+    0   |. . . . . . . .|                        0 |    | ## | ## | ## | <-+
+    1   |. . . . . . . .|                          +----+----+----+----+   |
+    2   |. . . . . . . .|    sees the cells ##   1 |    | ## | ## | ## | <-+-- rows[3] = [0, 1, 2]
+    3   |. . . . . Q . .|  ------------------->    +----+----+----+----+   |
+    4   |. . . . . . . .|                        2 |    | ## | ## | ## | <-+
+    5   |. . . . . . . .|                          +----+----+----+----+
+        +---------------+                                 ^    ^    ^
+                                                          +----+----+----- cols[5] = [1, 2, 3]
+
+    rows [H, Kr], indexed by i               cols [W, Kc], indexed by j; an entry of -1 is no cell
+
+    out[i, j] = sum over a < Kr, b < Kc of v[rows[i, a], cols[j, b]] * softmax(q[i, j] . k[same cell])
+
+(What RaysUp's table of a kernel of 3 gives at this size: `tables.neighbourhood_table(6, 3, 3)[3]`.)
+Neighbouring queries see almost the same cells. Those of a tile, n rows by m columns of the output, share one
+list of cells per axis (`tables.Tiling`), so logits and averages are batched matrix products of a few hundred
+queries with a few dozen keys; the keys and values are never brought to the output grid.
 """
 
 from __future__ import annotations

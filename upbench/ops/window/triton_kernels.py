@@ -265,23 +265,25 @@ def backward_values(
 
 @triton.jit
 def collect(
-    per_tile, out, row_slots, col_slots, channels, low_width, row_lists, col_lists, tiles, col_tiles,
-    ROW_WINDOW: tl.constexpr, COL_WINDOW: tl.constexpr, BLOCK: tl.constexpr,
+    per_tile, out, row_slots, col_slots, channels, low_width, tiles, col_tiles,
+    ROW_LISTS: tl.constexpr, COL_LISTS: tl.constexpr, ROW_WINDOW: tl.constexpr, COL_WINDOW: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Sums tiles' gradients `[B, Tr, Tc, Kr, Kc, C]` into cells `[B, cells, C]`, in an order that is fixed.
 
-    `row_slots` `[h, row_lists]` int32: tile * ROW_WINDOW + slot where a row of cells occurs, -1 at the end.
-    Programs are (cells, blocks of channels, batch).
+    `row_slots` `[h, ROW_LISTS]` int32: tile * ROW_WINDOW + slot where a row of cells occurs, -1 at the end.
+    Programs are (cells, blocks of channels, batch). The lists' lengths are constants, for the interpreter of
+    Triton 3.5 (torch 2.9) cannot count to an argument with NumPy 2.4.
     """
     cell, b = tl.program_id(0), tl.program_id(2).to(tl.int64)
     c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     low_row, low_col = cell // low_width, cell % low_width
     per_tile += b * tiles * ROW_WINDOW * COL_WINDOW * channels
     total = tl.zeros([BLOCK], tl.float32)
-    for i in range(0, row_lists):
-        row = tl.load(row_slots + low_row * row_lists + i)
-        for j in range(0, col_lists):
-            col = tl.load(col_slots + low_col * col_lists + j)
+    for i in range(0, ROW_LISTS):
+        row = tl.load(row_slots + low_row * ROW_LISTS + i)
+        for j in range(0, COL_LISTS):
+            col = tl.load(col_slots + low_col * COL_LISTS + j)
             tile = (row // ROW_WINDOW) * col_tiles + col // COL_WINDOW
             slot = (row % ROW_WINDOW) * COL_WINDOW + col % COL_WINDOW
             place = (tile.to(tl.int64) * ROW_WINDOW * COL_WINDOW + slot) * channels

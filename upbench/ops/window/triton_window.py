@@ -301,9 +301,9 @@ def _collected(
     out = per_tile.new_empty(b, *low, channels)
     block = min(128, _padded(channels))
     triton_kernels.collect[(low[0] * low[1], -(-channels // block), b)](
-        per_tile, out, row_slots, col_slots, channels, low[1], row_slots.shape[1], col_slots.shape[1], tiles,
-        col_tiles, ROW_WINDOW=sizes["ROW_WINDOW"], COL_WINDOW=sizes["COL_WINDOW"], BLOCK=block,
-        enable_fp_fusion=True,
+        per_tile, out, row_slots, col_slots, channels, low[1], tiles, col_tiles,
+        ROW_LISTS=int(row_slots.shape[1]), COL_LISTS=int(col_slots.shape[1]),
+        ROW_WINDOW=sizes["ROW_WINDOW"], COL_WINDOW=sizes["COL_WINDOW"], BLOCK=block, enable_fp_fusion=True,
     )  # fmt: skip
     return out.permute(0, 3, 1, 2)
 

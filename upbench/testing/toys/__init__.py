@@ -1,0 +1,1 @@
+"""Small worlds that checks run in: samples, a backbone, a context for tasks."""
