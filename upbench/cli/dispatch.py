@@ -16,6 +16,7 @@ from contextlib import contextmanager
 
 from upbench._version import __version__
 from upbench.cli._parser import Parser
+from upbench.cli.describe import COMMAND as DESCRIBE
 from upbench.cli.export import COMMAND as EXPORT
 from upbench.cli.list import COMMAND as LIST
 from upbench.cli.profile import COMMAND as PROFILE
@@ -105,6 +106,7 @@ _COMMANDS = {
     "run": RUN,
     "report": REPORT,
     "list": LIST,
+    "describe": DESCRIBE,
     "profile": PROFILE,
     "export": EXPORT,
     "train": TRAIN,

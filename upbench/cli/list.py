@@ -7,7 +7,7 @@ import argparse
 from upbench.cli._parser import Command
 from upbench.errors import unknown
 
-LISTS = ("methods", "tasks", "datasets", "backbones", "weights")
+LISTS = ("methods", "tasks", "datasets", "protocols", "backbones", "weights")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,4 +32,4 @@ def call(arguments: argparse.Namespace) -> int:
     return 0
 
 
-COMMAND = Command("list methods, tasks, datasets, backbones or weights", add_arguments, call)
+COMMAND = Command("list methods, tasks, datasets, protocols, backbones or weights", add_arguments, call)

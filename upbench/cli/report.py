@@ -30,13 +30,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a few metrics of each task, or all (default: main)",
     )
     add(
-        "--against", metavar="METHOD", help="add differences to this method, with 95 %% intervals over images"
+        "--against",
+        metavar="ROW",
+        help="add differences to this row or method, with 95 %% intervals over images",
     )
 
 
 def call(arguments: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
-    from upbench.results.records import read_records
+    from upbench.results.records import load_records
     from upbench.results.report import show, write
 
     for name, value, choices in (
@@ -45,12 +47,12 @@ def call(arguments: argparse.Namespace) -> int:
     ):
         if value not in choices:
             raise unknown(name, value, choices)
-    table = read_records(arguments.folders)
+    records = load_records(arguments.folders)
     options = {"metrics": arguments.metrics, "against": arguments.against}
     if arguments.out:
-        write(table, arguments.format, arguments.out, **options)
+        write(records, arguments.format, arguments.out, **options)
     else:
-        show(table, arguments.format, **options)
+        show(records, arguments.format, **options)
     return 0
 
 

@@ -7,7 +7,6 @@ import dataclasses
 import sys
 
 from upbench.cli._parser import Command, integer, settings
-from upbench.evaluate.protocol import PRESETS
 from upbench.run.config import DEVICES, DTYPES, EXECUTORS, RunConfig
 
 
@@ -21,11 +20,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tasks", metavar="NAME,...", help=f"tasks (default: {','.join(default.tasks)})")
     add("--backbones", metavar="NAME,...", help=f"backbones (default: {','.join(default.backbones)})")
     add("--datasets", metavar="NAME[:FOLDER],...", help="datasets (default: each task's own)")
-    add("--preset", metavar="|".join(PRESETS), help=f"protocol (default: {default.preset})")
+    add(
+        *("--protocol", "--preset"),
+        metavar="NAME",
+        help=f"rules of measurement, see 'upbench list protocols' (default: {default.protocol})",
+    )
     add("--config", metavar="FILE.yaml", help="a YAML file with any of these settings; flags win over it")
     add("--seeds", type=integer, metavar="N", help=f"trainings of the probe (default: {default.seeds})")
     add("--limit", type=integer, metavar="N", help="only N images of every split, for a trial")
-    add("--device", metavar="|".join(DEVICES), help=f"where to compute (default: {default.device})")
+    add(
+        "--device",
+        metavar="|".join((*DEVICES, "cuda:N")),
+        help=f"where to compute (default: {default.device})",
+    )
     add("--dtype", metavar="|".join(DTYPES), help=f"arithmetic of the method (default: {default.dtype})")
     add("--out", metavar="DIR", help=f"folder of the records (default: {default.out})")
     add(
@@ -40,6 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="a probe setting other than the protocol's; repeatable",
     )
+    add("--shard", metavar="I/N", help="only the I-th of N parts of the cells, as on N machines")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="say what would be run and what is there for it, and run nothing",
+    )
     add("--pdb", action="store_true", help="open a debugger where a cell fails")
     add("--quiet", action="store_true", help="no progress and no table, only errors")
 
@@ -53,14 +66,20 @@ def call(arguments: argparse.Namespace) -> int:
     given["probe"] = settings("--probe", arguments.probe) if arguments.probe else None
     config = RunConfig.load(arguments.config, given)
     be_quiet(arguments.quiet)
+    if arguments.dry_run:
+        from upbench.cli.listing import as_text
+        from upbench.run.preview import preview
+
+        rows, notes = preview(config)
+        print("\n".join([as_text(rows), *notes]))
+        return 0
     from upbench.run.loop import run
 
     records = run(config, debug=arguments.pdb)
     if not arguments.quiet:
-        from upbench.results.records import frame
         from upbench.results.report import show
 
-        show(frame(records), "md")
+        show(records, "md")
     failed = [record for record in records if record.status == "failed"]
     for record in failed:
         print(f"upbench: failed: {record.cell}: {record.reason}", file=sys.stderr)

@@ -72,13 +72,19 @@ class MethodSpec:
 
     @property
     def title(self) -> str:
-        """What the row is called, unless the method has a title of its own and all else is default."""
+        """The label, else what the command line calls it: the name with what differs from the defaults."""
+        return self.named(self.name)
+
+    def named(self, title: str) -> str:
+        """What a row is called: the label as it is, else a title of the method with what differs from the
+        defaults.
+        """
         if self.label:
             return self.label
         weights = "" if self.weights == "default" else f":{self.weights}"
         extras = [f"{key}={value}" for key, value in sorted(self.options.items())]
         extras += [f"camera={self.camera}"] if self.camera else []
-        return f"{self.name}{weights}" + (f" ({', '.join(extras)})" if extras else "")
+        return f"{title}{weights}" + (f" ({', '.join(extras)})" if extras else "")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for records."""
@@ -97,25 +103,27 @@ class Cell:
 
     Attributes:
         method: The row.
-        task, backbone, dataset: Names (`NAME:FOLDER` for a dataset outside the package).
-        preset: Name of the preset; its version is the record's business.
-        seeds: Seeds of the probe, one training each.
+        task, backbone, dataset, protocol: Names. A dataset's folder is no part of its identity, its content
+            is (`data`); a protocol's version is the record's business.
+        data: Digest over the content of the splits; "" in records of the first edition.
+        seeds: Seeds of whatever the task draws, one training each.
         limit: At most so many images of every split; None for all.
         device: "cpu" or "cuda".
         dtype: Arithmetic of the method.
-        probe: Settings that replace the preset's; empty in a run under the protocol.
+        probe: Settings that replace the protocol's; empty in a run that keeps it.
     """
 
     method: MethodSpec
     task: str
     backbone: str
     dataset: str
-    preset: str
+    protocol: str
     seeds: tuple[int, ...]
     limit: int | None
     device: str
     dtype: str
     probe: Mapping[str, Any] = field(default_factory=dict)
+    data: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for records."""
@@ -129,7 +137,12 @@ class Cell:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Cell:
-        """The inverse of `to_dict`; KeyError or TypeError where a field is missing or unknown."""
+        """The inverse of `to_dict`.
+
+        Raises:
+            KeyError: A field is missing.
+            TypeError: A field is unknown.
+        """
         return cls(**{**data, "method": MethodSpec(**data["method"]), "seeds": tuple(data["seeds"])})
 
     @property
@@ -142,9 +155,14 @@ class Cell:
 
     @property
     def slug(self) -> str:
-        """File name of its record without the suffix: readable, with the first eight digits of `key`."""
-        parts = (self.method.title, self.task, self.backbone, self.dataset.partition(":")[0], self.preset)
-        return "-".join(re.sub(r"[^\w.]+", "_", part).strip("_")[:40] for part in parts) + f"-{self.key[:8]}"
+        """File name of its record without the suffix: readable, with the first eight digits of `key`.
+
+        It never begins with a dot, holds no separator of folders, and fits where names have 255 bytes.
+        """
+        parts = (self.method.title, self.task, self.backbone, self.dataset, self.protocol)
+        names = (re.sub(r"[^\w.]+", "_", part).strip("._").encode() for part in parts)
+        words = (name[:40].decode(errors="ignore") or "x" for name in names)
+        return f"{'-'.join(words)}-{self.key[:8]}"
 
     def __str__(self) -> str:
         return f"{self.method.title} · {self.task} · {self.dataset} · {self.backbone}"

@@ -6,6 +6,7 @@ records and from nothing else.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -13,17 +14,18 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from upbench.errors import UpbenchError
-from upbench.results.cell import Cell
+from upbench.results.cell import Cell, shown
+from upbench.results.layout import STATUSES, check, check_first
 from upbench.system.cache import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA = 1
-STATUSES = ("ok", "skipped", "failed")
+SCHEMA = 2
+_FIRST = 1  # records of the first edition are read, and written as the second's
 FOLDER = "records"
 
 
@@ -39,13 +41,17 @@ class Record:
         metrics: Split -> metric -> values, one per seed, in the metric's unit.
         per_image: Split -> {"names": images, "values": one list per seed}, of the task's primary metric; nan
             where an image has no value.
-        about: Title, paper, year, licence and native ratio of the method.
+        row: What tables call the row: the user's label as it is, else the method's title with what differs
+            from its defaults. Filled in where it is empty.
+        about: Title, paper, year, license and native ratio of the method.
         columns: Name, title, direction and unit of each metric and whether it stands in every table
             (`main`); the primary one first.
         cost: Device -> what `upbench.cost.measure` measured; see there.
         inputs: Fingerprints of what went in (weights, dataset, backbone, source files): a record is kept on
             resume while they are the same.
-        protocol: Name, version, sizes, and the probe's settings as they were used.
+        data: Split -> what was seen: "images" (how many), "official" (how many the dataset has officially, or
+            None), "fingerprint" of its content, "names" (digest over the images' names).
+        protocol: Name, version and every parameter, and the recipe of the probe as it was used.
         environment: Versions and hardware; see `upbench.system.environment`.
         warnings: What a reader of the numbers must know.
         started: Time at which the cell began, ISO 8601 with time zone.
@@ -59,10 +65,12 @@ class Record:
     traceback: str = ""
     metrics: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     per_image: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    row: str = ""
     about: Mapping[str, Any] = field(default_factory=dict)
     columns: Sequence[Mapping[str, Any]] = ()
     cost: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     protocol: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     warnings: Sequence[str] = ()
@@ -73,11 +81,31 @@ class Record:
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
             raise ValueError(f"status must be one of {', '.join(STATUSES)}, got {self.status!r}")
+        if not self.row:
+            title = self.about.get("title") or self.cell.method.name
+            object.__setattr__(self, "row", self.cell.method.named(title))
 
     @property
     def file_name(self) -> str:
         """Where it stands in the folder of records."""
         return f"{self.cell.slug}.json"
+
+    @property
+    def protocol_label(self) -> str:
+        """Name and version of the protocol, as in "quick-v1"."""
+        name, version = self.protocol.get("name") or self.cell.protocol, self.protocol.get("version")
+        return name if version is None else f"{name}-v{version}"
+
+    @property
+    def content(self) -> str:
+        """Digest of the dataset's content; "" where the record does not say.
+
+        In records of the first edition, which have no such digest, it is taken over the splits' fingerprints.
+        """
+        splits = self.inputs.get("dataset")
+        if self.cell.data or not isinstance(splits, Mapping) or not splits:
+            return self.cell.data
+        return hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values. Metrics get their mean and standard deviation beside them, for other readers."""
@@ -95,14 +123,19 @@ class Record:
         """The inverse of `to_dict`.
 
         Raises:
-            ValueError: A field is missing, unknown, or of another schema.
+            ValueError: A field is missing, unknown or of the wrong kind, or the schema is another.
         """
         if not isinstance(data, Mapping) or "schema" not in data:
             raise ValueError("not a record of upbench")
-        if data["schema"] != SCHEMA:
-            age = "newer" if isinstance(data["schema"], int) and data["schema"] > SCHEMA else "older"
-            raise ValueError(f"schema {data['schema']} is {age} than this version's {SCHEMA}")
+        schema = data["schema"]
+        if type(schema) is not int:
+            raise ValueError(f"no such schema: {shown(schema)}")
+        if schema not in (_FIRST, SCHEMA):
+            age = "newer" if schema > SCHEMA else "older"
+            raise ValueError(f"schema {shown(schema)} is {age} than this version's {SCHEMA}")
         try:
+            data = _second_edition(data) if schema == _FIRST else data
+            check(data)
             rest = {key: value for key, value in data.items() if key not in ("key", "cell", "metrics")}
             metrics = {
                 split: {name: [_number(v) for v in spread["values"]] for name, spread in of_split.items()}
@@ -114,8 +147,20 @@ class Record:
             }
             cell = Cell.from_dict(data["cell"])
             return cls(**{**rest, "cell": cell, "metrics": metrics, "per_image": per_image})
-        except (KeyError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError) as error:  # TypeError: a field that no record has
             raise ValueError(f"a field is missing, unknown or of the wrong kind ({error})") from error
+
+
+def _second_edition(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A record of the first edition as one of the second."""
+    check_first(data)
+    cell, about = dict(data["cell"]), dict(data["about"])
+    cell["protocol"] = cell.pop("preset")
+    cell["dataset"] = cell["dataset"].partition(":")[0]  # the rest was a folder
+    about["license"] = about.pop("licence", about.get("license", ""))
+    protocol = dict(data["protocol"])
+    protocol["name"] = protocol.get("name", "").removesuffix(f"-v{protocol.get('version')}")
+    return {**data, "schema": SCHEMA, "cell": cell, "about": about, "protocol": protocol}
 
 
 @dataclass(frozen=True)
@@ -140,7 +185,11 @@ class Spread:
             return cls(math.nan, None, [])
         if not all(map(math.isfinite, values)):
             return cls(math.nan, None, values)
-        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, values)
+        try:
+            std = statistics.stdev(values) if len(values) > 1 else None
+            return cls(statistics.fmean(values), std, values)
+        except OverflowError:  # as far apart as numbers can be
+            return cls(math.nan, None, values)
 
 
 def write_record(folder: Path, record: Record) -> Path:
@@ -174,12 +223,17 @@ def read_record(path: str | Path) -> Record:
         UpbenchError: The file cannot be read, is damaged, or has another schema.
     """
     try:
-        return Record.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        text = Path(path).read_text(encoding="utf-8")
+        return Record.from_dict(json.loads(text, parse_constant=_no_constant))
     except OSError as error:
         raise UpbenchError(f"cannot read record {path}: {error.strerror}") from error
-    except ValueError as error:  # not JSON, not UTF-8, not a record
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, not a record
         text = " ".join(str(error).split())
         raise UpbenchError(f"damaged record {path}: {text}; delete it and run its cell again") from error
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
 
 
 def record_files(path: str | Path) -> list[Path]:
@@ -216,13 +270,17 @@ def read_records(path: str | Path | Iterable[str | Path]) -> pd.DataFrame:
 
 
 def frame(records: Iterable[Record]) -> pd.DataFrame:
-    """Records as a table, one row a cell.
+    """Records as a DataFrame, one row a cell, for analyses of one's own. Tables are not made from it.
 
-    Columns: the cell (`method`, `label`, `title`, `weights`, `options`, `camera`, `task`, `backbone`,
-    `dataset`, `preset`, `seeds`, `limit`, `device`, `dtype`, `probe`, `key`), `protocol`, `status`, `reason`,
-    then for each metric of the first split `NAME` (mean over seeds) and `NAME_std`, for other splits
-    `SPLIT/NAME` and `SPLIT/NAME_std`, for each device's cost `DEVICE/NAME`, and, as objects, `splits`,
-    `columns`, `per_image`, `cost`, `inputs`, `environment`, `warnings`. What a cell has not is nan or None.
+    Columns: what the row is called (`row`), the cell (`method`, `label` as the command line would say it,
+    `title`, `year`, `paper` and `native_ratio` of the method, `weights`, `options`, `camera`, `task`,
+    `backbone`, `dataset`, `data` (digest of its content), `seeds` (how many), `limit`, `device`, `dtype`,
+    `probe`, `key`), `protocol` (name and version, as in "quick-v1"; its name alone is in `preset`, as it was
+    called before), `image_size` and `output_size` (the side of a square, else as in "480x640"), `status`,
+    `reason`, `started`, `seconds`, then for each metric of the first split `NAME` (mean over seeds) and
+    `NAME_std`, for other splits `SPLIT/NAME` and `SPLIT/NAME_std`, for each device's cost `DEVICE/NAME`, and,
+    as objects, `splits`, `columns`, `per_image`, `cost`, `inputs`, `environment`, `warnings`. What a cell has
+    not is nan or None.
     """
     import pandas as pd
 
@@ -232,6 +290,7 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
 def _row(record: Record) -> Iterator[tuple[str, Any]]:
     cell = record.cell
     yield from (
+        ("row", record.row),
         ("method", cell.method.name),
         ("label", cell.method.title),
         ("title", record.about.get("title") or cell.method.name),
@@ -244,10 +303,11 @@ def _row(record: Record) -> Iterator[tuple[str, Any]]:
         ("task", cell.task),
         ("backbone", cell.backbone),
         ("dataset", cell.dataset),
-        ("preset", cell.preset),
-        ("protocol", record.protocol.get("name", "")),
-        ("image_size", record.protocol.get("image_size")),
-        ("output_size", record.protocol.get("output_size")),
+        ("data", record.content),
+        ("preset", cell.protocol),
+        ("protocol", record.protocol_label),
+        ("image_size", size(record.protocol.get("image_size"))),
+        ("output_size", size(record.protocol.get("output_size"))),
         ("seeds", len(cell.seeds)),
         ("limit", cell.limit),
         ("device", cell.device),
@@ -272,6 +332,14 @@ def _row(record: Record) -> Iterator[tuple[str, Any]]:
     yield "splits", list(record.metrics)
     for name in ("columns", "per_image", "cost", "inputs", "environment", "warnings"):
         yield name, getattr(record, name)
+
+
+def size(value: Any) -> int | str | None:
+    """A size as records keep it, for readers: the side of a square, else height and width as in "480x640"."""
+    if not isinstance(value, Sequence):
+        return None if value is None else int(value)
+    height, width = value
+    return int(height) if height == width else f"{height}x{width}"
 
 
 def _number(value: Any) -> float:

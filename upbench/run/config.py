@@ -1,47 +1,50 @@
-"""What a run is: `RunConfig` (command line over YAML over defaults) and the `Cell`s that it expands to.
+"""What a run is: `RunConfig`, command line over YAML over defaults.
 
 Imports no torch: the command line parses with this module.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import InitVar, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from upbench.contracts.weights import DEFAULT_BACKBONE
 from upbench.errors import UpbenchError, unknown
-from upbench.evaluate.protocol import find_preset
 from upbench.registry import match_names
-from upbench.results.cell import Cell, MethodSpec, plain_mapping, shown
+from upbench.results.cell import MethodSpec, plain_mapping, shown
 
 DEVICES = ("auto", "cpu", "cuda")
+"""Also "cuda:N", for one of several GPUs."""
 DTYPES = ("float32", "bfloat16")
 EXECUTORS = ("inline", "process", "ray")
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A run: methods x tasks x backbones x datasets under a preset. Flags of `upbench run` are its fields.
+    """A run: methods x tasks x backbones x datasets under a protocol. Flags of `upbench run` are its fields.
 
     Attributes:
         methods: `NAME`, `NAME:WEIGHTS` or mappings (see `MethodSpec`); wildcards and "all" are allowed.
         tasks: Names; wildcards and "all" are allowed.
         backbones: Names, from `upbench list backbones` or of any timm model.
         datasets: Names or `NAME:FOLDER`; empty for each task's own.
-        preset: "quick" or "standard"; the protocol.
+        protocol: Name, from `upbench list protocols`. `preset`, its name in the first edition, still works.
         seeds: How many times the probe is trained, with seeds 0, 1, ...
         limit: At most so many images of every split; for trying things out, never for reporting.
-        device: "auto" is a GPU where there is one.
+        device: "auto" is a GPU where there is one; "cuda:N" is one of several.
         dtype: Arithmetic of the method; backbone and probe always run in float32.
         out: Folder of the records.
         plugins: Python files with methods, tasks or datasets.
         force: Redo cells that are finished.
         executor: Where cells run: "inline" (this process), "process" (worker processes) or "ray".
         workers: How many at a time, for "process" and "ray".
-        probe: Settings of `upbench.evaluate.protocol.ProbeConfig` that replace the preset's. The protocol is
-            then not kept, and tables say so.
+        shard: "i/n" runs the i-th of n parts of the cells, as on n machines; "" for all.
+        probe: Settings of `upbench.Recipe` that replace the protocol's. The protocol is then not kept, and
+            tables say so.
+        preset: The same as `protocol`.
 
     Raises:
         UpbenchError: A value of the wrong type or out of range.
@@ -51,7 +54,7 @@ class RunConfig:
     tasks: Sequence[str] = ("seg",)
     backbones: Sequence[str] = (DEFAULT_BACKBONE,)
     datasets: Sequence[str] = ()
-    preset: str = "quick"
+    protocol: str = "quick"
     seeds: int = 3
     limit: int | None = None
     device: str = "auto"
@@ -61,10 +64,18 @@ class RunConfig:
     force: bool = False
     executor: str = "inline"
     workers: int = 2
+    shard: str = ""
     probe: Mapping[str, Any] = field(default_factory=dict)
+    preset: InitVar[str | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, preset: str | None) -> None:
         put = object.__setattr__
+        if preset is not None:
+            if self.protocol not in ("quick", preset):
+                raise UpbenchError(
+                    f"protocol '{self.protocol}' and preset '{preset}' are two names for one thing"
+                )
+            put(self, "protocol", preset)
         methods = self.methods
         if isinstance(methods, (str, Mapping, MethodSpec)):
             methods = methods.split(",") if isinstance(methods, str) else [methods]
@@ -73,13 +84,15 @@ class RunConfig:
         put(self, "methods", tuple(MethodSpec.parse(entry) for entry in methods))
         for name in ("tasks", "backbones", "datasets", "plugins"):
             put(self, name, _texts(name, getattr(self, name), may_be_empty=name in ("datasets", "plugins")))
-        for name in ("preset", "device", "dtype", "executor", "out"):
+        for name in ("protocol", "device", "dtype", "executor", "out"):
             value = getattr(self, name)
             put(self, name, _text(name, str(value) if isinstance(value, Path) else value))
         for name, choices in (("device", DEVICES), ("dtype", DTYPES), ("executor", EXECUTORS)):
-            if getattr(self, name) not in choices:
-                raise unknown(name, getattr(self, name), choices)
-        find_preset(self.preset).probe_for(plain_mapping("probe", self.probe))
+            value = getattr(self, name)
+            if value not in choices and not (name == "device" and re.fullmatch(r"cuda:\d{1,3}", value)):
+                raise unknown(name, value, choices)
+        put(self, "probe", plain_mapping("probe", self.probe))
+        self.part()
         _count("seeds", self.seeds)
         _count("workers", self.workers)
         if self.limit is not None:
@@ -95,11 +108,13 @@ class RunConfig:
             UpbenchError: The file is missing or is not a YAML mapping, a key is unknown, or a value is wrong.
         """
         values = read_yaml(file) if file is not None else {}
-        known = [f.name for f in fields(cls)]
+        known = [*(f.name for f in fields(cls)), "preset"]
         for key in values:
             if key not in known:
                 raise unknown("key", key, known, f"in {file}")
         given = {key: value for key, value in (overrides or {}).items() if value is not None}
+        if {"protocol", "preset"} & set(given):
+            values = {key: value for key, value in values.items() if key not in ("protocol", "preset")}
         try:
             return cls(**{**values, **given})
         except UpbenchError as error:
@@ -135,37 +150,19 @@ class RunConfig:
             places += [found + colon + folder for found in match_names("dataset", name, datasets)]
         return replace(self, methods=specs, tasks=chosen, datasets=_unique(places))
 
-    def cells(self, task_datasets: Mapping[str, Sequence[str]], device: str) -> list[Cell]:
-        """The cells of a run whose wildcards were replaced, without repetition.
+    def part(self) -> tuple[int, int]:
+        """(i, n) of `shard`, from (1, 1).
 
-        Cells that share work follow one another: the task changes first, the backbone last.
-
-        Args:
-            task_datasets: The datasets that each task runs on where the run names none.
-            device: What "auto" stands for on this machine.
+        Raises:
+            UpbenchError: It does not read "i/n" with 1 <= i <= n.
         """
-        found: dict[str, Cell] = {}
-        datasets = self.datasets or _unique(name for task in self.tasks for name in task_datasets[task])
-        for backbone in _unique(self.backbones):
-            for dataset in datasets:
-                for method in self.methods:
-                    for task in self.tasks:
-                        if not self.datasets and dataset not in task_datasets[task]:
-                            continue
-                        cell = Cell(
-                            method=method,
-                            task=task,
-                            backbone=backbone,
-                            dataset=dataset,
-                            preset=self.preset,
-                            seeds=tuple(range(self.seeds)),
-                            limit=self.limit,
-                            device=device if self.device == "auto" else self.device,
-                            dtype=self.dtype,
-                            probe=self.probe,
-                        )
-                        found.setdefault(cell.key, cell)
-        return list(found.values())
+        if self.shard == "":
+            return 1, 1
+        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", self.shard) if isinstance(self.shard, str) else None
+        index, count = (int(found[1]), int(found[2])) if found else (0, 0)
+        if not 1 <= index <= count:
+            raise UpbenchError(f"shard: expected I/N with 1 <= I <= N, as in 2/4, got {shown(self.shard)}")
+        return index, count
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from upbench.cost import measure as cost
 from upbench.features import backbones
-from upbench.registry import load_plugin_files
-from upbench.run.build import build_method
 from upbench.run.describe import describe_error
-from upbench.run.plan import PlannedCell
+from upbench.run.jobs import Job, PlannedCell, build_method
 
 
 @dataclass(frozen=True)
@@ -19,22 +17,25 @@ class CostJob:
     """A measurement of a method's cost, for all cells that share it.
 
     Attributes:
-        planned: One of these cells.
+        job: One of these cells, and the plugins that it needs.
         device: "cpu" or "cuda".
         key: Name of the measurement.
-        plugins: Files to load first.
     """
 
-    planned: PlannedCell
+    job: Job
     device: str
     key: str
-    plugins: Sequence[str] = ()
+
+    @property
+    def planned(self) -> PlannedCell:
+        """The cell."""
+        return self.job.cells[0]
 
 
 def cost_key(planned: PlannedCell, device: str) -> str:
     """Name of the measurement of a cell's method on a device."""
     cell, options = planned.cell, dict(planned.cell.method.options)
-    options["weights"] = planned.inputs["weights"]["sha256"]  # a checkpoint decides on sizes, too
+    options["weights"] = planned.weights.sha256  # a checkpoint decides on sizes, too
     return cost.cost_key(
         cell.method.name,
         options,
@@ -47,15 +48,14 @@ def cost_key(planned: PlannedCell, device: str) -> str:
 
 def measure_cost(job: CostJob) -> Iterator[dict[str, Any]]:
     """What a method costs, or {"error": why that cannot be told}."""
-    load_plugin_files(job.plugins)
-    cell = job.planned.cell
+    planned = job.planned
+    place = planned.place if job.device != "cpu" else "cpu"
     try:
-        method = build_method(
-            cell.method,
-            job.planned.setting.channels,
-            backbone=lambda: backbones.load_backbone(cell.backbone, job.device),
-        )
-        yield cost.measure(method, **_sizes(job.planned), device=job.device, dtype=cell.dtype).to_dict()
+        method = build_method(planned, device="cpu")
+        runs_it = planned.method.uses_backbone
+        backbone = backbones.load_backbone(planned.cell.backbone, place) if runs_it else None
+        dtype, sizes = planned.cell.dtype, _sizes(planned)
+        yield cost.measure(method, **sizes, device=place, dtype=dtype, backbone=backbone).to_dict()
     except Exception as error:
         yield {"error": describe_error(error)}
 

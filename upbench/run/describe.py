@@ -1,17 +1,58 @@
-"""What a record says beside its numbers."""
+"""The one place that assembles a record."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from upbench.contracts.task import Task
+from upbench.contracts.task import Scores, Task
 from upbench.errors import UpbenchError
-from upbench.evaluate.protocol import Preset, find_preset
-from upbench.registry import find_method
-from upbench.results.cell import Cell
-from upbench.run.build import probe_config
+from upbench.results.records import Record
+from upbench.run.jobs import PlannedCell
+from upbench.system import environment
 from upbench.weights.load import options_unlike_training
+
+
+def assemble(
+    planned: PlannedCell,
+    status: str,
+    *,
+    scores: Scores | None = None,
+    reason: str = "",
+    traceback: str = "",
+    seconds: float = 0.0,
+) -> Record:
+    """The record of a cell.
+
+    Args:
+        planned: The cell, looked at.
+        status: "ok", "skipped" or "failed".
+        scores: What was found; for "ok".
+        reason: Why there is nothing, in one line.
+        traceback: Of the error.
+        seconds: Wall time of the cell, which ends now.
+    """
+    scores = scores or Scores()
+    started = datetime.now(timezone.utc) - timedelta(seconds=seconds)
+    return Record(
+        planned.cell,
+        status,
+        reason=reason,
+        traceback=traceback,
+        metrics=scores.metrics,
+        per_image=scores.per_image,
+        row=planned.row,
+        about=about(planned),
+        columns=columns(planned.task),
+        inputs=planned.inputs,
+        data=planned.data,
+        protocol=protocol_of(planned),
+        environment=environment.describe(planned.place),
+        warnings=[*warnings_of(planned), *scores.notes],
+        started=started.isoformat(timespec="milliseconds"),
+        seconds=round(seconds, 3),
+    )
 
 
 def describe_error(error: BaseException) -> str:
@@ -20,41 +61,42 @@ def describe_error(error: BaseException) -> str:
     return text if isinstance(error, UpbenchError) else f"{type(error).__name__}: {text}"
 
 
-def protocol_of(cell: Cell, task: Task) -> dict[str, Any]:
-    """What a record says about the protocol."""
-    preset: Preset = find_preset(cell.preset)
+def about(planned: PlannedCell) -> dict[str, Any]:
+    """What a table says about a method beside its numbers."""
+    cls = planned.method
     return {
-        "name": preset.protocol,
-        "version": preset.version,
-        "image_size": preset.image_size,
-        "output_size": preset.output_size,
-        "probe": vars(probe_config(cell, task)),
+        "title": cls.title or cls.name,
+        "paper": cls.paper,
+        "year": cls.year,
+        "license": cls.license,
+        "native_ratio": cls.native_ratio,
     }
 
 
-def about(method: str) -> dict[str, Any]:
-    """What a table says about a method beside its numbers."""
-    cls = find_method(method)
+def protocol_of(planned: PlannedCell) -> dict[str, Any]:
+    """What a record says about the protocol."""
+    protocol, task, setting = planned.protocol, planned.task, planned.setting
+    recipe = protocol.recipe_for(task.settings().get("probe"), planned.cell.probe, planned.dataset.name)
+    fixed = protocol.geometry.size(setting.stride) is not None
     return {
-        "title": cls.title or method,
-        "paper": cls.paper,
-        "year": cls.year,
-        "licence": cls.licence,
-        "native_ratio": cls.native_ratio,
+        **protocol.to_dict(),
+        "departures": list(protocol.departures),
+        "image_size": list(setting.image_size) if fixed else None,
+        "output_size": list(setting.output_size) if fixed else None,
+        "recipe": recipe.to_dict() if "probe" in task.settings() else {},
     }
 
 
 def columns(task: Task) -> list[Mapping[str, Any]]:
     """A task's metrics as records hold them, the primary one first."""
-
     ordered = sorted(task.metrics, key=lambda metric: metric.name != task.primary)
     main = {task.primary, *(task.headline or [metric.name for metric in ordered[:2]])}
     return [{**vars(metric), "main": metric.name in main} for metric in ordered]
 
 
-def warnings_of(cell: Cell) -> list[str]:
+def warnings_of(planned: PlannedCell) -> list[str]:
     """What a reader of a cell's numbers must know."""
-    found = []
+    cell, found = planned.cell, []
     if cell.limit is not None:
         found.append(f"only the first {cell.limit} images of every split (--limit): not for reporting")
     if cell.probe:
@@ -63,18 +105,31 @@ def warnings_of(cell: Cell) -> list[str]:
     if cell.method.weights == "none":
         found.append("random weights")
     elif cell.method.options:
-        cls = find_method(cell.method.name)
-        unlike = options_unlike_training(cls, cell.method.weights, cell.method.options)
+        unlike = options_unlike_training(planned.method, planned.weights, cell.method.options)
         if unlike:
             texts = [f"{name}={asked} (trained with {trained})" for name, (asked, trained) in unlike.items()]
             found.append(f"not retrained for {', '.join(texts)}")
-    if smaller := budget_of(cell):
+    if smaller := budget_of(planned):
         settings = ", ".join(f"{key}={value}" for key, value in sorted(smaller.items()))
-        found.append(f"options of the preset '{cell.preset}', not the method's own: {settings}")
+        found.append(f"options of the preset '{cell.protocol}', not the method's own: {settings}")
     return found
 
 
-def budget_of(cell: Cell) -> dict[str, Any]:
-    """The options of a cell's method that are as the preset has them (`Upsampler.preset_options`)."""
-    options = find_method(cell.method.name).preset_options.get(cell.preset, {})
-    return {key: value for key, value in options.items() if cell.method.options.get(key) == value}
+def budget_of(planned: PlannedCell) -> dict[str, Any]:
+    """The options of a cell's method that are as the protocol has them (`Upsampler.preset_options`)."""
+    options = planned.method.preset_options.get(planned.cell.protocol, {})
+    return {key: value for key, value in options.items() if planned.cell.method.options.get(key) == value}
+
+
+def row_of(planned: PlannedCell) -> str:
+    """What tables call the row: the user's own label as it is, else the method's title and what differs from
+    its defaults."""
+    spec, cls = planned.cell.method, planned.method
+    if spec.label:
+        return spec.label
+    title = cls.title or cls.name
+    budget = budget_of(planned)
+    own = {key: value for key, value in spec.options.items() if key not in budget}
+    if budget and not own and spec.weights == "default" and not spec.camera:
+        return f"{title}, {planned.cell.protocol} budget"
+    return spec.named(title)

@@ -12,8 +12,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
@@ -41,27 +41,39 @@ Work = Callable[[Job], Iterable[Result]]
 Outcomes = Generator[tuple[Job, "Result | Lost"], None, None]
 
 
-def inline(work: Work[Job, Result], jobs: Iterable[Job], workers: int = 1) -> Outcomes[Job, Result]:
+def inline(
+    work: Work[Job, Result], jobs: Iterable[Job], workers: int = 1, devices: Sequence[str] = ()
+) -> Outcomes[Job, Result]:
     """One job after the other in this process; what `work` keeps between jobs stays shared."""
     for job in jobs:
         for result in work(job):
             yield job, result
 
 
-def process(work: Work[Job, Result], jobs: Iterable[Job], workers: int = 2) -> Outcomes[Job, Result]:
-    """Jobs in spawned processes, which no state of this one leaks into; one that dies is replaced."""
-    waiting = list(jobs)[::-1]
+def process(
+    work: Work[Job, Result], jobs: Iterable[Job], workers: int = 2, devices: Sequence[str] = ()
+) -> Outcomes[Job, Result]:
+    """Jobs in spawned processes, which no state of this one leaks into; one that dies is replaced.
+
+    A job is asked for when a worker is free for it. With `devices` each worker sees one GPU, in turn.
+    """
+    waiting = iter(jobs)
     staff: list[_Worker[Job]] = []
     try:
-        while waiting or any(worker.busy for worker in staff):
-            idle = sum(not worker.busy for worker in staff)
-            staff += [
-                _Worker(work, max(1, usable_cores() // workers))
-                for _ in range(min(workers - len(staff), len(waiting) - idle))
-            ]
-            for worker in staff:
-                if not worker.busy and waiting:
-                    worker.start(waiting.pop())
+        while True:
+            while free := [worker for worker in staff if not worker.busy] or len(staff) < workers:
+                job = next(waiting, None)
+                if job is None:
+                    break
+                if isinstance(free, list):
+                    worker = free[0]
+                else:
+                    threads = max(1, usable_cores() // workers)
+                    worker = _Worker(work, threads, _unused(devices, [each.device for each in staff]))
+                    staff.append(worker)
+                worker.start(job)
+            if not any(worker.busy for worker in staff):
+                return
             for connection in wait([worker.pipe for worker in staff if worker.busy]):
                 worker = next(worker for worker in staff if worker.pipe is connection)
                 kind, value = worker.receive()
@@ -77,9 +89,11 @@ def process(work: Work[Job, Result], jobs: Iterable[Job], workers: int = 2) -> O
             worker.end()
 
 
-def ray(work: Work[Job, Result], jobs: Iterable[Job], workers: int = 2) -> Outcomes[Job, Result]:
+def ray(
+    work: Work[Job, Result], jobs: Iterable[Job], workers: int = 2, devices: Sequence[str] = ()
+) -> Outcomes[Job, Result]:
     """Each job as a task of a Ray cluster: the one in `RAY_ADDRESS`, else one that is started on this
-    machine.
+    machine. Tasks ask for what is there: cores always, GPUs where the cluster has some and cells run on one.
 
     Raises:
         UpbenchError: Ray is not installed.
@@ -96,15 +110,16 @@ def ray(work: Work[Job, Result], jobs: Iterable[Job], workers: int = 2) -> Outco
         there = cluster.cluster_resources()
         share = {
             "num_cpus": max(1, int(there.get("CPU", 1)) // workers),
-            "num_gpus": min(1.0, there.get("GPU", 0) / workers),
+            "num_gpus": min(1.0, there.get("GPU", 0) / workers) if devices else 0,
         }
         remote = cluster.remote(num_returns="streaming", max_retries=0, **share)(_generate)
-        waiting = list(jobs)[::-1]
+        waiting = iter(jobs)
         running: dict[Any, Job] = {}
-        while waiting or running:
-            while waiting and len(running) < workers:
-                job = waiting.pop()
+        while True:
+            while len(running) < workers and (job := next(waiting, None)) is not None:
                 running[remote.remote(work, job)] = job
+            if not running:
+                return
             ready, _ = cluster.wait(list(running), num_returns=1, fetch_local=False)
             for stream in ready:
                 try:
@@ -138,16 +153,19 @@ class _Worker(Generic[Job]):
     Attributes:
         pipe: To the process.
         job: The latest that it was given.
+        device: The GPU that it sees, or None for what this process sees.
         busy: Whether it is at it.
     """
 
     job: Job
 
-    def __init__(self, work: Work[Job, Any], threads: int) -> None:
+    def __init__(self, work: Work[Job, Any], threads: int, device: str | None = None) -> None:
         context = multiprocessing.get_context("spawn")
+        self.device = device
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(work, theirs, threads), daemon=True)
-        self.process.start()
+        with _environment("CUDA_VISIBLE_DEVICES", device):
+            self.process.start()
         theirs.close()  # so that the pipe ends with the process
         self.busy = False
 
@@ -182,6 +200,27 @@ class _Worker(Generic[Job]):
             hint = ", perhaps for want of memory" if name == "SIGKILL" else ""
             return f"the worker process was killed by {name}{hint}"
         return f"the worker process ended with exit code {code}"
+
+
+def _unused(devices: Sequence[str], taken: Sequence[str | None]) -> str | None:
+    """The device that the fewest workers have; None where there are none."""
+    return min(devices, key=taken.count, default=None)
+
+
+@contextmanager
+def _environment(name: str, value: str | None) -> Iterator[None]:
+    """A variable that a process started meanwhile finds; nothing for None."""
+    before = os.environ.get(name)
+    if value is not None:
+        os.environ[name] = value
+    try:
+        yield
+    finally:
+        if value is not None:
+            if before is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = before
 
 
 def _serve(work: Work[Job, Any], pipe: Connection, threads: int) -> None:

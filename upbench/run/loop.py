@@ -1,14 +1,16 @@
 """The only loop over cells: plan, keep what is finished, run the rest, write each record as it comes.
 
 Nothing is written before every name and input was looked at. A cell that fails leaves a `failed` record and
-the run goes on; Ctrl-C and `kill -9` lose at most the cells in flight.
+the run goes on; Ctrl-C and `kill -9` lose at most the cells in flight. Runs in one folder share its cells:
+what one has claimed, another waits for.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -16,14 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 from upbench.errors import UpbenchError
 from upbench.results.records import FOLDER, Record, Spread, read_record, write_json, write_record
+from upbench.run.claims import Claims
 from upbench.run.config import RunConfig
 from upbench.run.executors import Lost, find_executor
 from upbench.system.cache import replacing
-from upbench.system.progress import bar, duration, say
+from upbench.system.progress import Bar, bar, duration, say
 
 if TYPE_CHECKING:
-    from upbench.run.plan import PlannedCell
-    from upbench.run.worker import Job, Worker
+    from upbench.run.jobs import Job, PlannedCell
+    from upbench.run.worker import Worker
+
+SECONDS_BETWEEN_LOOKS = 1.0
+"""At cells that another run has claimed."""
 
 
 def run(config: RunConfig, debug: bool = False) -> list[Record]:
@@ -46,43 +52,222 @@ def run(config: RunConfig, debug: bool = False) -> list[Record]:
 
     if debug and config.executor != "inline":
         raise UpbenchError("a debugger needs the executor 'inline'")
-    folder = Path(config.out).expanduser() / FOLDER
-    _check_folder(folder)
-    execute = find_executor(config.executor)
+    out = Path(config.out).expanduser()
+    _check_folder(out / FOLDER)
     worker = Worker()
     plan = make_plan(config, worker.backbone)
-    records = {} if config.force else _finished(folder, plan)
-    todo = [planned for planned in plan if planned.cell.key not in records]
-    pending = [planned for planned in todo if not planned.skip]
-    _announce(plan, records, config)
-    _prepare(worker, pending)
-    _create(folder)
-    for planned in todo:
-        if planned.skip:
-            record = worker.skipped(planned)
-            write_record(folder, record)
-            records[record.cell.key] = record
-    costs = _costs(pending, config, Path(config.out).expanduser() / "cost")
-    jobs = _jobs(pending, config, debug)
-    try:
-        with (
-            bar("cells", total=len(pending)) as progress,
-            closing(execute(worker, jobs, config.workers)) as outcomes,
-        ):
+    with closing(_Run(config, debug, out, worker, plan)) as state:
+        return state.everything()
+
+
+class _Run:
+    """One run: what is finished, what is this run's to do, and what other runs are at."""
+
+    def __init__(
+        self, config: RunConfig, debug: bool, out: Path, worker: Worker, plan: list[PlannedCell]
+    ) -> None:
+        self.config, self.debug, self.out, self.worker, self.plan = config, debug, out, worker, plan
+        self.folder = out / FOLDER
+        self.claims = Claims(out / "claims")
+        self.before = {path: _version(path) for path in self.folder.glob("*.json")}
+        self.records: dict[str, Record] = {}
+        self.costs: dict[str, dict[str, Any]] = {}
+
+    def close(self) -> None:
+        """Lets go of what this run had claimed."""
+        self.claims.close()
+
+    def everything(self) -> list[Record]:
+        """Runs what is not finished; see `run`."""
+        if not self.config.force:
+            self.records = finished(self.folder, self.plan)
+        todo = [planned for planned in self.plan if planned.cell.key not in self.records]
+        self._announce()
+        pending = [planned for planned in todo if not planned.skip]
+        _prepare(self.worker, pending)
+        _create(self.folder)
+        self._note_names()
+        for planned in todo:
+            if planned.skip:
+                self._keep(self._skipped(planned))
+        self.costs = self._measured(pending)
+        try:
+            with bar("cells", total=len(pending)) as progress:
+                self._until_done(pending, progress)
+        except KeyboardInterrupt:
+            kept = f"{len(self.records)} of {len(self.plan)} cells are kept in {self.folder}"
+            say(f"stopped: {kept}; run the same again to go on")
+            raise
+        return [self.records[planned.cell.key] for planned in self.plan]
+
+    def _until_done(self, pending: Sequence[PlannedCell], progress: Bar) -> None:
+        """Runs what can be claimed, then looks at the rest until other runs have finished or let go of it."""
+        told = False
+        while pending:
+            others: list[PlannedCell] = []
+            worked = self._run_jobs(self._jobs(pending, others, progress), progress)
+            pending = [planned for planned in others if planned.cell.key not in self.records]
+            if pending and not worked:
+                if not told:
+                    say(f"waiting for {len(pending)} cells that another run in {self.out} is at")
+                    told = True
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+
+    def _jobs(
+        self, pending: Sequence[PlannedCell], others: list[PlannedCell], progress: Bar
+    ) -> Iterator[Job]:
+        """Jobs of cells that are claimed when the job is asked for, so that runs in one folder share evenly.
+
+        Args:
+            pending: The cells.
+            others: Gets those that another run is at.
+            progress: Told of cells that another run has finished.
+        """
+        from upbench.run.jobs import Job
+        from upbench.run.plan import groups
+
+        for group in groups(list(pending)):
+            own = []
+            for planned in group:
+                if not self.claims.take(planned.cell.key):
+                    others.append(planned)
+                elif (record := self._by_another(planned)) is not None:
+                    self.claims.drop(planned.cell.key)
+                    self._done(record, progress)
+                else:
+                    own.append(planned)
+            if own:
+                yield Job(tuple(map(self._as_seen, own)), tuple(self.config.plugins), self.debug)
+
+    def _as_seen(self, planned: PlannedCell) -> PlannedCell:
+        """The cell as a worker takes it: one that is given a GPU sees no other, whichever it is here."""
+        if self.config.executor == "inline" or not planned.place.startswith("cuda"):
+            return planned
+        return replace(planned, place="cuda")
+
+    def _by_another(self, planned: PlannedCell) -> Record | None:
+        """The record of a cell that another run has finished since this one began; a failure counts, too."""
+        for path in _files(self.folder, planned):
+            if _version(path) not in (None, self.before.get(path)):
+                record = _held(path, planned, ("ok", "failed"))
+                if record is not None:
+                    return record
+        return None
+
+    def _run_jobs(self, jobs: Iterable[Job], progress: Bar) -> bool:
+        """Whether there was anything to do."""
+        execute = find_executor(self.config.executor)
+        worked = False
+        with closing(execute(self.worker, jobs, self.config.workers, self._devices())) as outcomes:
             for job, outcome in outcomes:
-                done = (
-                    [outcome] if isinstance(outcome, Record) else list(_lost(worker, job, outcome, records))
-                )
+                worked = True
+                done = [outcome] if isinstance(outcome, Record) else list(self._lost(job, outcome))
                 for record in done:
-                    record = _with_cost(record, costs[record.cell.key])
-                    write_record(folder, record)
-                    records[record.cell.key] = record
+                    record = _with_cost(record, self.costs[record.cell.key])
+                    write_record(self.folder, record)
+                    self.claims.drop(record.cell.key)
+                    self._done(record, progress)
+        return worked
+
+    def _devices(self) -> Sequence[str]:
+        """Which GPUs workers may be given; none where cells run on the CPU."""
+        place = self.plan[0].place if self.plan else "cpu"
+        if not place.startswith("cuda"):
+            return ()
+        import torch
+
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        there = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+        number = place.partition(":")[2]
+        return [there[int(number)]] if number else there
+
+    def _done(self, record: Record, progress: Bar) -> None:
+        self.records[record.cell.key] = record
+        progress.advance()
+        say(f"[{len(self.records)}/{len(self.plan)}] {record.cell}: {summary(record)}")
+
+    def _keep(self, record: Record) -> None:
+        write_record(self.folder, record)
+        self.records[record.cell.key] = record
+
+    def _skipped(self, planned: PlannedCell) -> Record:
+        from upbench.run.describe import assemble
+
+        return assemble(planned, "skipped", reason=planned.skip)
+
+    def _lost(self, job: Job, lost: Lost) -> Iterator[Record]:
+        """Failed records for the cells that a dead worker left open."""
+        from upbench.run.describe import assemble
+
+        for planned in job.cells:
+            if planned.cell.key not in self.records:
+                yield assemble(planned, "failed", reason=lost.reason)
+
+    def _note_names(self) -> None:
+        """Writes which images each split had, once for all records: they hold the digest that names the
+        file."""
+        folder = self.out / "data"
+        for planned in self.plan:
+            for split, facts in planned.data.items():
+                path = folder / f"{facts['names']}.json"
+                if not path.is_file():
+                    _create(folder)
+                    names = planned.dataset.names(split)[: planned.cell.limit]
+                    write_json(path, {"dataset": planned.cell.dataset, "split": split, "names": names})
+
+    def _announce(self) -> None:
+        plan, config = self.plan, self.config
+        skipped = sum(bool(planned.skip) for planned in plan)
+        parts = [f"{len(plan)} cells"]
+        parts += [f"shard {config.shard}"] if config.shard else []
+        parts += [f"{len(self.records)} finished before"] if self.records else []
+        parts += [f"{skipped} skipped"] if skipped else []
+        say(f"{', '.join(parts)}; records in {Path(config.out) / FOLDER}")
+        if config.limit is not None:
+            say(f"WARNING: --limit {config.limit}: only that many images of every split; not for reporting")
+        for planned in {planned.cell.data: planned for planned in plan}.values():
+            for split, facts in planned.data.items():
+                if facts["official"] and facts["available"] < facts["official"]:
+                    there = f"{facts['available']} of {facts['official']} images"
+                    say(f"WARNING: {planned.cell.dataset}/{split} is a partial copy: {there}")
+
+    def _measured(self, pending: Sequence[PlannedCell]) -> dict[str, dict[str, Any]]:
+        """What the method of each cell costs on each device, by the cell's key.
+
+        Measured on this machine, before the cells, one at a time with nothing of this run beside it; once per
+        method and configuration.
+        """
+        from upbench.run.costs import CostJob, cost_key, measure_cost
+        from upbench.run.jobs import Job
+
+        folder, plugins = self.out / "cost", tuple(self.config.plugins)
+        names: dict[str, dict[str, str]] = {}
+        jobs: dict[str, CostJob] = {}
+        for planned in pending:
+            devices = dict.fromkeys(("cpu", planned.cell.device))
+            names[planned.cell.key] = {device: cost_key(planned, device) for device in devices}
+            for device, name in names[planned.cell.key].items():
+                jobs.setdefault(name, CostJob(Job((planned,), plugins), device, name))
+        found: dict[str, dict[str, Any]] = {}
+        if not self.config.force:
+            found = {name: read for name in jobs if (read := _read_cost(folder / f"{name}.json"))}
+        missing = [job for name, job in jobs.items() if name not in found]
+        if missing:
+            _create(folder)
+            execute = find_executor("inline" if self.config.executor == "inline" else "process")
+            with (
+                bar("cost", total=len(missing)) as progress,
+                closing(execute(measure_cost, missing, 1)) as outcomes,
+            ):
+                for job, outcome in outcomes:
+                    result = {"error": outcome.reason} if isinstance(outcome, Lost) else outcome
+                    found[job.key] = result
+                    if "error" in result:
+                        say(f"cost of {job.planned.cell.method.title} on {job.device}: {result['error']}")
+                    else:
+                        write_json(folder / f"{job.key}.json", result)
                     progress.advance()
-                    say(f"[{len(records)}/{len(plan)}] {record.cell}: {summary(record)}")
-    except KeyboardInterrupt:
-        say(f"stopped: {len(records)} of {len(plan)} cells are kept in {folder}; run the same again to go on")
-        raise
-    return [records[planned.cell.key] for planned in plan]
+        return {key: {device: found[n] for device, n in of_cell.items()} for key, of_cell in names.items()}
 
 
 def summary(record: Record) -> str:
@@ -132,45 +317,65 @@ def _probe(folder: Path) -> None:
     place.unlink(missing_ok=True)
 
 
-def _finished(folder: Path, plan: Sequence[PlannedCell]) -> dict[str, Record]:
-    """Records of the plan's cells that still hold, by key."""
+def finished(
+    folder: Path, plan: Sequence[PlannedCell], tell: Callable[[str], None] = say, rename: bool = True
+) -> dict[str, Record]:
+    """Records of a plan's cells that still hold, by key; with `rename` under the labels that rows have
+    now."""
     kept: dict[str, Record] = {}
     for planned in plan:
-        key = planned.cell.key
-        for path in sorted(folder.glob(f"*-{key[:8]}.json")) if folder.is_dir() else ():
-            try:
-                record = read_record(path)
-            except UpbenchError as error:
-                say(f"{error} (its cell is run again)")
-                continue
-            if record.cell.key != key or record.status != "ok" or planned.skip:
-                continue
-            if record.inputs != planned.inputs:
-                changed = [name for name in planned.inputs if record.inputs.get(name) != planned.inputs[name]]
-                say(f"{record.cell}: run again, since its {', '.join(changed)} changed")
-                continue
-            kept[key] = _relabelled(folder, path, record, planned)
+        if planned.skip:
+            continue
+        for path in _files(folder, planned):
+            record = _held(path, planned, ("ok",), tell)
+            if record is not None:
+                kept[planned.cell.key] = _relabelled(folder, path, record, planned) if rename else record
     return kept
+
+
+def _files(folder: Path, planned: PlannedCell) -> list[Path]:
+    """Where a cell's record may stand, whatever its row was called."""
+    return sorted(folder.glob(f"*-{planned.cell.key[:8]}.json")) if folder.is_dir() else []
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """What tells a file from the one that stood there before; None where there is none.
+
+    No clock is asked: that of a file server may be another.
+    """
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _held(
+    path: Path, planned: PlannedCell, statuses: Sequence[str], tell: Callable[[str], None] = say
+) -> Record | None:
+    """A cell's record, if it holds; says why it does not."""
+    try:
+        record = read_record(path)
+    except UpbenchError as error:
+        tell(f"{error} (its cell is run again)")
+        return None
+    if record.cell.key != planned.cell.key or record.status not in statuses:
+        return None
+    if record.inputs != planned.inputs:
+        changed = [name for name in planned.inputs if record.inputs.get(name) != planned.inputs[name]]
+        tell(f"{record.cell}: run again, since its {', '.join(changed) or 'inputs'} changed")
+        return None
+    return record
 
 
 def _relabelled(folder: Path, path: Path, record: Record, planned: PlannedCell) -> Record:
     """The record under the label that its row has now."""
-    if record.cell.method.label == planned.cell.method.label:
+    if record.cell.method.label == planned.cell.method.label and record.row == planned.row:
         return record
-    record = replace(record, cell=planned.cell)
+    record = replace(record, cell=planned.cell, row=planned.row)
     if write_record(folder, record) != path:
         path.unlink(missing_ok=True)
     return record
-
-
-def _announce(plan: Sequence[PlannedCell], kept: dict[str, Record], config: RunConfig) -> None:
-    skipped = sum(bool(planned.skip) for planned in plan)
-    parts = [f"{len(plan)} cells"]
-    parts += [f"{len(kept)} finished before"] if kept else []
-    parts += [f"{skipped} skipped"] if skipped else []
-    say(f"{', '.join(parts)}; records in {Path(config.out) / FOLDER}")
-    if config.limit is not None:
-        say(f"WARNING: --limit {config.limit}: only that many images of every split; not for reporting")
 
 
 def _prepare(worker: Worker, pending: Iterable[PlannedCell]) -> None:
@@ -178,63 +383,14 @@ def _prepare(worker: Worker, pending: Iterable[PlannedCell]) -> None:
     input.
 
     Raises:
-        UpbenchError: Images that cannot be read, labels out of range, or features that are not finite.
+        UpbenchError: Images that cannot be read, or features that are not finite.
     """
-    from upbench.run.build import splits
-
     seen: set[tuple[object, ...]] = set()
     for planned in pending:
-        cell = planned.cell
-        for split in splits(worker.dataset(cell)):
-            key = (cell.backbone, cell.dataset, split, cell.preset, cell.limit)
-            if key not in seen:
-                seen.add(key)
-                worker.features(cell, split)
-
-
-def _jobs(pending: Sequence[PlannedCell], config: RunConfig, debug: bool) -> list[Job]:
-    """Cells that share a backbone, a dataset and a method go together."""
-    from upbench.run.worker import Job
-
-    groups = itertools.groupby(pending, key=lambda p: (p.cell.backbone, p.cell.dataset, p.cell.method))
-    return [Job(tuple(cells), tuple(config.plugins), debug) for _, cells in groups]
-
-
-def _costs(pending: Sequence[PlannedCell], config: RunConfig, folder: Path) -> dict[str, dict[str, Any]]:
-    """What the method of each cell costs on each device, by the cell's key.
-
-    Measured on this machine, before the cells, one at a time with nothing beside it; once per method and
-    configuration.
-    """
-    from upbench.run.costs import CostJob, cost_key, measure_cost
-
-    names: dict[str, dict[str, str]] = {}
-    jobs: dict[str, CostJob] = {}
-    for planned in pending:
-        devices = dict.fromkeys(("cpu", planned.cell.device))
-        names[planned.cell.key] = {device: cost_key(planned, device) for device in devices}
-        for device, name in names[planned.cell.key].items():
-            jobs.setdefault(name, CostJob(planned, device, name, tuple(config.plugins)))
-    found = (
-        {} if config.force else {name: read for name in jobs if (read := _read_cost(folder / f"{name}.json"))}
-    )
-    missing = [job for name, job in jobs.items() if name not in found]
-    if missing:
-        _create(folder)
-        execute = find_executor("inline" if config.executor == "inline" else "process")
-        with (
-            bar("cost", total=len(missing)) as progress,
-            closing(execute(measure_cost, missing, 1)) as outcomes,
-        ):
-            for job, outcome in outcomes:
-                result = {"error": outcome.reason} if isinstance(outcome, Lost) else outcome
-                found[job.key] = result
-                if "error" in result:
-                    say(f"cost of {job.planned.cell.method.title} on {job.device}: {result['error']}")
-                else:
-                    write_json(folder / f"{job.key}.json", result)
-                progress.advance()
-    return {key: {device: found[name] for device, name in of_cell.items()} for key, of_cell in names.items()}
+        if planned.shares not in seen and planned.task.content == "images":
+            seen.add(planned.shares)
+            for split in planned.splits:
+                worker.data(planned).features(split).prepare()
 
 
 def _read_cost(path: Path) -> dict[str, Any] | None:
@@ -251,10 +407,3 @@ def _with_cost(record: Record, costs: dict[str, dict[str, Any]]) -> Record:
     notes = [f"cost on {device}: {cost['error']}" for device, cost in costs.items() if "error" in cost]
     measured = {device: cost for device, cost in costs.items() if "error" not in cost}
     return replace(record, cost=measured, warnings=[*record.warnings, *notes])
-
-
-def _lost(worker: Worker, job: Job, lost: Lost, records: dict[str, Record]) -> Iterator[Record]:
-    """Failed records for the cells that a dead worker left open."""
-    for planned in job.cells:
-        if planned.cell.key not in records:
-            yield worker.failed(planned, lost.reason)

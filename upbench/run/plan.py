@@ -1,69 +1,39 @@
 """What a run will do: every name and every input looked at before anything is written.
 
-Planning raises on bad input, decides which cells are skipped and why, and takes the fingerprints by which a
-finished cell is known again.
+Planning raises on bad input, looks every name up once, decides which cells are skipped and why, and takes the
+fingerprints by which a finished cell is known again. What comes out holds objects, not names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from upbench.contracts.backbone import Backbone
 from upbench.contracts.dataset import Dataset
-from upbench.contracts.upsampler import Setting
+from upbench.contracts.protocol import Protocol
+from upbench.contracts.task import Task
+from upbench.contracts.upsampler import Setting, Upsampler
 from upbench.dense.camera import CameraChoice
 from upbench.errors import UpbenchError, unknown
-from upbench.evaluate.protocol import find_preset
-from upbench.registry import find_method, find_task, load_plugin_files, open_dataset, plugins
+from upbench.features import backbones
+from upbench.registry import find_method, find_protocol, find_task, load_plugin_files, open_dataset, plugins
 from upbench.results.cell import Cell, MethodSpec
-from upbench.run.build import build_method, probe_config, splits
+from upbench.run import worker
 from upbench.run.config import RunConfig
-from upbench.system.sources import source_fingerprint
+from upbench.run.describe import row_of
+from upbench.run.jobs import PlannedCell, build_method
+from upbench.system.cache import digest
+from upbench.system.sources import closure, files_digest, source_fingerprint
 from upbench.weights.load import images_seen
-from upbench.weights.resolve import resolve, weights_reason
-
-_GLANCE = 32  # pixels: a sample that is only looked at
+from upbench.weights.resolve import ResolvedWeights, resolve, weights_reason
 
 
-@dataclass(frozen=True)
-class PlannedCell:
-    """A cell that was looked at.
-
-    Attributes:
-        cell: The cell.
-        inputs: Fingerprints of what goes into it: while they are the same, its record holds.
-        setting: Sizes and channels that the method meets.
-        skip: Why it cannot be had, in words; "" where it can.
-    """
-
-    cell: Cell
-    setting: Setting
-    inputs: Mapping[str, Any] = field(default_factory=dict)
-    skip: str = ""
-
-
-@dataclass(frozen=True)
-class BackboneFacts:
-    """What a plan needs to know of a loaded backbone.
-
-    Attributes:
-        channels: C of its features.
-        stride: Pixels per feature.
-        patch_size: See `Backbone.patch_size`.
-        fingerprint: Of its weights.
-        image_size: (h, w) that it sees under the preset.
-    """
-
-    channels: int
-    stride: int
-    patch_size: int | None
-    fingerprint: str
-    image_size: tuple[int, int]
-
-
-def make_plan(config: RunConfig, load: Callable[[str, str], Backbone]) -> list[PlannedCell]:
+def make_plan(config: RunConfig, load: Callable[[str, str], Backbone] | None = None) -> list[PlannedCell]:
     """The cells of a run, looked at.
 
     Args:
@@ -71,96 +41,247 @@ def make_plan(config: RunConfig, load: Callable[[str, str], Backbone]) -> list[P
         load: Gives the backbone of a name on a device.
 
     Returns:
-        Every cell, in the order in which they share the most work.
+        Every cell, in the order in which they share the most work: the task changes first, the backbone last.
 
     Raises:
-        UpbenchError: Anything that is wrong with a name, a plugin file, a checkpoint, a dataset or the
-            device.
+        UpbenchError: Anything that is wrong with a name, a plugin file, a checkpoint, a dataset, a protocol
+            or the device.
     """
     load_plugin_files(config.plugins)
-    tasks = plugins("task")
     named = {spec.name for spec in config.methods}
-    config = config.select(plugins("method"), tasks, plugins("dataset"))
-    config = replace(config, methods=[_with_preset_options(s, config.preset) for s in config.methods])
-    device = _device(config.device)
-    methods = {spec: _check_method(spec) for spec in config.methods}
-    cells = config.cells({name: tuple(task.datasets) for name, task in tasks.items()}, device)
-    datasets = {name: open_dataset(name) for name in dict.fromkeys(cell.dataset for cell in cells)}
-    fingerprints = {name: _fingerprints(dataset) for name, dataset in datasets.items()}
-    names = dict.fromkeys(cell.backbone for cell in cells)
-    backbones = {name: _look_at(load(name, device), config.preset) for name in names}
-    settings = {
-        (spec, name): _setting(spec, name, facts, config.preset, device)
-        for spec in config.methods
-        for name, facts in backbones.items()
-    }
-    skips = {
-        pair: _skip_method(pair[0], setting, pair[0].name in named) for pair, setting in settings.items()
-    }
-    cameras = {name: _skip_camera(dataset, config.methods) for name, dataset in datasets.items()}
-    planned = []
-    for cell in cells:
-        task = find_task(cell.task)()
+    config = config.select(plugins("method"), plugins("task"), plugins("dataset"))
+    protocol: Protocol = find_protocol(config.protocol)()
+    protocol.recipe_for({}, config.probe)
+    place = _place(config.device)
+    methods = [_method(_with_preset_options(spec, protocol)) for spec in config.methods]
+    tasks: list[Task] = [find_task(name)() for name in config.tasks]
+    sources = _Sources(protocol)
+    datasets = _datasets(config, tasks)
+    cells: dict[str, PlannedCell] = {}
+    for name in dict.fromkeys(config.backbones):
+        facts = _BackboneFacts.of((load or backbones.load_backbone)(name, place))
+        for data in datasets:
+            crossing = _Crossing(config, protocol, place, name, facts, data, sources)
+            for method, task in itertools.product(methods, tasks):
+                if config.datasets or data.spec in task.datasets:
+                    planned = crossing.cell(method, task, method.spec.name in named)
+                    cells.setdefault(planned.cell.key, planned)
+    return _shard(list(cells.values()), *config.part())
+
+
+def groups(plan: list[PlannedCell]) -> Iterator[list[PlannedCell]]:
+    """Cells that share a backbone, a dataset, a protocol and a method, in the order of the plan."""
+    for _, cells in itertools.groupby(plan, key=lambda planned: (planned.shares, planned.cell.method)):
+        yield list(cells)
+
+
+def _shard(plan: list[PlannedCell], index: int, count: int) -> list[PlannedCell]:
+    """Every `count`-th group of the plan: cells that share a method's view stay on one machine."""
+    return [p for number, group in enumerate(groups(plan)) if number % count == index - 1 for p in group]
+
+
+@dataclass(frozen=True)
+class _BackboneFacts:
+    """What a plan needs to know of a loaded backbone."""
+
+    backbone: Backbone
+    channels: int
+    stride: int
+    patch_size: int | None
+    fingerprint: str
+
+    @classmethod
+    def of(cls, backbone: Backbone) -> _BackboneFacts:
+        return cls(backbone, backbone.channels, backbone.stride, backbone.patch_size, backbone.fingerprint)
+
+
+@dataclass(frozen=True)
+class _Method:
+    """A row, looked up."""
+
+    spec: MethodSpec
+    cls: type[Upsampler]
+    weights: ResolvedWeights
+    inputs: Mapping[str, Any]
+
+
+class _Data:
+    """A dataset, opened, with what is to be known of its splits."""
+
+    def __init__(self, spec: str, dataset: Dataset, limit: int | None) -> None:
+        self.spec, self.dataset = spec, dataset
+        self.facts: dict[str, dict[str, Any]] = {}
+        for split in dataset.splits:
+            names = dataset.names(split)
+            if not names:
+                raise UpbenchError(f"split '{split}' of dataset '{dataset.name}' has no images")
+            self.facts[split] = {
+                "images": len(names[:limit]),
+                "available": len(names),
+                "official": dataset.counts.get(split),
+                "fingerprint": dataset.fingerprint(split),
+                "names": digest(*names[:limit]),
+            }
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the content of all splits."""
+        return digest(*(f"{split}={facts['fingerprint']}" for split, facts in self.facts.items()))
+
+    @cached_property
+    def first_size(self) -> tuple[int, int]:
+        """(H, W) of the first training image, for what depends on an image's size."""
+        return self.dataset.size(self.dataset.train_split, 0)
+
+    @cached_property
+    def has_camera(self) -> bool:
+        """Whether its first image has one."""
+        return self.dataset.read(self.dataset.train_split, 0).camera is not None
+
+
+class _Sources:
+    """Fingerprints of the code that makes numbers, apart from a method's, a task's and a dataset's."""
+
+    def __init__(self, protocol: Protocol) -> None:
+        self.protocol = source_fingerprint(type(protocol), type(protocol.geometry))
+        self.engine = files_digest(closure(Path(worker.__file__), Path(backbones.__file__)))
+
+
+class _Crossing:
+    """A backbone, a dataset and a protocol, to be crossed with methods and tasks."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        protocol: Protocol,
+        place: str,
+        name: str,
+        facts: _BackboneFacts,
+        data: _Data,
+        sources: _Sources,
+    ) -> None:
+        self.config, self.protocol, self.place, self.name = config, protocol, place, name
+        self.facts, self.data, self.sources = facts, data, sources
+        self._skips: dict[MethodSpec, str] = {}
+        frame = protocol.geometry.frames(data.first_size, facts.stride)[0]
+        height, width = facts.backbone.input_size(*frame.size)
+        self.image_size = frame.size
+        self.feature_size = (height // facts.stride, width // facts.stride)
+        self.output_size = protocol.output.size(frame.size, self.feature_size)
+
+    def cell(self, method: _Method, task: Task, named: bool) -> PlannedCell:
+        config, data, sources = self.config, self.data, self.sources
+        cell = Cell(
+            method=method.spec,
+            task=task.name,
+            backbone=self.name,
+            dataset=data.dataset.name,
+            protocol=self.protocol.name,
+            seeds=tuple(range(config.seeds)),
+            limit=config.limit,
+            device=self.place.partition(":")[0],
+            dtype=config.dtype,
+            probe=config.probe,
+            data=data.digest,
+        )
+        recipe = self.protocol.recipe_for(task.settings().get("probe"), config.probe, data.dataset.name)
         inputs = {
-            **methods[cell.method],
+            **method.inputs,
             "task_source": source_fingerprint(type(task)),
-            "dataset": fingerprints[cell.dataset],
-            "backbone": backbones[cell.backbone].fingerprint,
-            "protocol": find_preset(cell.preset).protocol,
-            "probe": asdict(probe_config(cell, task)),
+            "protocol": self.protocol.label,
+            "protocol_source": sources.protocol,
+            "dataset": {split: facts["fingerprint"] for split, facts in data.facts.items()},
+            "dataset_source": source_fingerprint(type(data.dataset)),
+            "backbone": self.facts.fingerprint,
+            "engine_source": sources.engine,
+            "probe": recipe.to_dict(),
+            "sizes": self._sizes(),
         }
-        pair = (cell.method, cell.backbone)
-        skip = skips[pair] or task.skip_reason(datasets[cell.dataset]) or ""
-        if not skip and CameraChoice.parse(cell.method.camera).dataset:
-            skip = cameras[cell.dataset]
-        planned.append(PlannedCell(cell, settings[pair], inputs, skip))
-    return planned
+        planned = PlannedCell(
+            cell,
+            method.cls,
+            method.weights,
+            task,
+            self.protocol,
+            data.dataset,
+            self._setting(method.spec),
+            self.place,
+            inputs,
+            data.facts,
+        )
+        skip = self._skip(planned, named)
+        return replace(planned, row=row_of(planned), skip=skip)
+
+    def _sizes(self) -> dict[str, Any]:
+        """What this module decides on: its own code is no part of the fingerprint."""
+        return {
+            "channels": self.facts.channels,
+            "stride": self.facts.stride,
+            "patch": self.facts.patch_size,
+            "image": list(self.image_size),
+            "features": list(self.feature_size),
+            "output": list(self.output_size),
+        }
+
+    def _setting(self, spec: MethodSpec) -> Setting:
+        return Setting(
+            backbone=self.name,
+            channels=self.facts.channels,
+            stride=self.facts.stride,
+            image_size=self.image_size,
+            feature_size=self.feature_size,
+            output_size=self.output_size,
+            weights=spec.weights,
+            device=self.place.partition(":")[0],
+            patch_size=self.facts.patch_size,
+        )
+
+    def _skip(self, planned: PlannedCell, named: bool) -> str:
+        spec = planned.cell.method
+        if spec not in self._skips:
+            self._skips[spec] = _skip_method(planned, named)
+        if self._skips[spec]:
+            return self._skips[spec]
+        if reason := planned.task.skip_reason(planned.dataset, self.protocol):
+            return reason
+        if CameraChoice.parse(spec.camera).dataset and not self.data.has_camera:
+            return f"dataset '{planned.dataset.name}' has no cameras"
+        return ""
 
 
-def _with_preset_options(spec: MethodSpec, preset: str) -> MethodSpec:
-    """The row with the options that its method has under a preset, where the user set none of them.
-
-    Where the user set nothing at all, the row is called after the preset: the options are many.
-    """
-    cls = find_method(spec.name)
-    options = cls.preset_options.get(preset, {})
-    plain = options and spec == MethodSpec(spec.name)
-    label = f"{cls.title or spec.name}, {preset} budget" if plain else spec.label
-    return replace(spec, options={**options, **spec.options}, label=label)
+def _datasets(config: RunConfig, tasks: list[Task]) -> list[_Data]:
+    """The datasets of a run, opened once each."""
+    specs = config.datasets or tuple(dict.fromkeys(name for task in tasks for name in task.datasets))
+    return [_Data(spec, open_dataset(spec), config.limit) for spec in specs]
 
 
-def _setting(spec: MethodSpec, backbone: str, facts: BackboneFacts, preset: str, device: str) -> Setting:
-    sizes = find_preset(preset)
-    height, width = facts.image_size
-    return Setting(
-        backbone=backbone,
-        channels=facts.channels,
-        stride=facts.stride,
-        image_size=(sizes.image_size, sizes.image_size),
-        feature_size=(height // facts.stride, width // facts.stride),
-        output_size=(sizes.output_size, sizes.output_size),
-        weights=spec.weights,
-        device=device,
-        patch_size=facts.patch_size,
-    )
+def _with_preset_options(spec: MethodSpec, protocol: Protocol) -> MethodSpec:
+    """The row with the options that its method has under a protocol, where the user set none of them."""
+    options = find_method(spec.name).preset_options.get(protocol.name, {})
+    return replace(spec, options={**options, **spec.options})
 
 
-def _device(asked: str) -> str:
+def _place(asked: str) -> str:
     """What "auto" stands for here, or the device that was asked for if there is one.
 
     Raises:
-        UpbenchError: "cuda" on a machine where torch sees no GPU.
+        UpbenchError: A GPU that torch does not see.
     """
     import torch
 
-    there = torch.cuda.is_available()
-    if asked == "cuda" and not there:
-        raise UpbenchError("device 'cuda' asked for, but torch sees no GPU; use 'cpu' or 'auto'")
-    return ("cuda" if there else "cpu") if asked == "auto" else asked
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if asked == "auto":
+        return "cuda" if count else "cpu"
+    if asked.startswith("cuda") and not count:
+        raise UpbenchError(f"device '{asked}' asked for, but torch sees no GPU; use 'cpu' or 'auto'")
+    number = asked.partition(":")[2]
+    if number and int(number) >= count:
+        raise unknown("device", asked, ["cpu", *(f"cuda:{i}" for i in range(count))])
+    return asked
 
 
-def _check_method(spec: MethodSpec) -> dict[str, Any]:
-    """Fingerprints of a row's code and weights.
+def _method(spec: MethodSpec) -> _Method:
+    """A row looked up, with fingerprints of its code and weights.
 
     Raises:
         UpbenchError: An option that the method has not, a camera that it does not use, or weights that are
@@ -174,59 +295,32 @@ def _check_method(spec: MethodSpec) -> dict[str, Any]:
         raise UpbenchError(f"method '{spec.name}' uses no camera")
     weights = resolve(cls, spec.weights)
     told = {"name": weights.name, "sha256": weights.sha256, "images_seen": images_seen(weights)}
-    return {
+    inputs = {
         "method_source": source_fingerprint(cls),
         "weights": {name: value for name, value in told.items() if value is not None or name == "sha256"},
     }
+    return _Method(spec, cls, weights, inputs)
 
 
-def _fingerprints(dataset: Dataset) -> dict[str, str]:
-    """Fingerprint of each split, after its names were read (which finds images without labels)."""
-    for split in splits(dataset):
-        if not dataset.names(split):
-            raise UpbenchError(f"split '{split}' of dataset '{dataset.name}' has no images")
-    return {split: dataset.fingerprint(split) for split in splits(dataset)}
-
-
-def _skip_camera(dataset: Dataset, methods: Iterable[MethodSpec]) -> str:
-    """Why rows that ask for the dataset's camera cannot have it, or "" (also where no row asks for it)."""
-    if not any(CameraChoice.parse(spec.camera).dataset for spec in methods):
-        return ""
-    first = dataset.load(dataset.train_split, 0, _GLANCE)
-    return "" if first.camera is not None else f"dataset '{dataset.name}' has no cameras"
-
-
-def _look_at(backbone: Backbone, preset: str) -> BackboneFacts:
-    side = find_preset(preset).image_size
-    return BackboneFacts(
-        backbone.channels,
-        backbone.stride,
-        backbone.patch_size,
-        backbone.fingerprint,
-        backbone.input_size(side, side),
-    )
-
-
-def _skip_method(spec: MethodSpec, setting: Setting, named: bool) -> str:
+def _skip_method(planned: PlannedCell, named: bool) -> str:
     """Why a method cannot run on a backbone, or "" after its weights were loaded for a test.
 
     Args:
-        spec: The row.
-        setting: What it is asked to do.
+        planned: A cell of the method and the backbone.
         named: Whether the user named the method, where "all" or another pattern would stand for it. Weights
             that it does not have are then an error, and no reason to skip it.
 
     Raises:
         UpbenchError: A checkpoint that is corrupt or of another size.
     """
-    cls = find_method(spec.name)
+    cls, spec, setting = planned.method, planned.cell.method, planned.setting
     if not named and spec.weights == "default" and cls.trainable and cls.default_weights is None:
         known = next((f", such as {cls.name}:{name}" for name in cls.weights), "")
         return f"no weights come with {cls.name}; it can be run with others{known}"
     reason = cls.skip_reason(setting) or weights_reason(cls, setting)
     if reason is None:
         try:
-            build_method(spec, setting.channels)
+            build_method(planned, device="cpu")
         except UpbenchError:
             raise
         except Exception:  # a fault of the method's own: its cells fail, each with the traceback

@@ -1,19 +1,17 @@
-"""Tables from records: a DataFrame, to `Table`s, to text. Imports no torch."""
+"""Tables: from records to `Table`s to text. Imports no torch."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from upbench.errors import unknown
+from upbench.results.records import Record
 from upbench.results.report.build import build_tables
 from upbench.results.report.model import Column, Row, Table, Value
 from upbench.results.report.text import comma_separated, markdown
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 __all__ = ["FORMATS", "Column", "Row", "Table", "Value", "build_tables", "render", "show", "write"]
 
@@ -21,33 +19,33 @@ FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {"md": markdown, "csv": c
 """How tables are written down, by the name of the format."""
 
 
-def render(frame: pd.DataFrame, format: str = "md", **options: Any) -> str:
+def render(records: Iterable[Record], format: str = "md", **options: Any) -> str:
     """The tables of some records as text.
 
     Args:
-        frame: As `upbench.read_records` gives it.
+        records: As `upbench.load_records` gives them.
         format: A key of `FORMATS`.
         options: As for `build_tables`.
 
     Raises:
-        UpbenchError: Unknown format, or a method to compare with that no record has.
+        UpbenchError: Unknown format, no records, or a row to compare with that none of them has.
     """
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
-    return FORMATS[format](build_tables(frame, **options))
+    return FORMATS[format](build_tables(records, **options))
 
 
-def show(frame: pd.DataFrame, format: str = "md", **options: Any) -> None:
+def show(records: Iterable[Record], format: str = "md", **options: Any) -> None:
     """Prints the tables to stdout; Markdown is drawn where that is a terminal. Arguments as `render`."""
     if format == "md" and sys.stdout.isatty():
         from upbench.results.report.terminal import draw
 
-        draw(build_tables(frame, **options))
+        draw(build_tables(records, **options))
     else:
-        print(render(frame, format, **options), end="")
+        print(render(records, format, **options), end="")
 
 
-def write(frame: pd.DataFrame, format: str, path: str | Path, **options: Any) -> None:
+def write(records: Iterable[Record], format: str, path: str | Path, **options: Any) -> None:
     """Writes the tables to a file, whole or not at all. Arguments as `render`.
 
     Raises:
@@ -55,6 +53,6 @@ def write(frame: pd.DataFrame, format: str, path: str | Path, **options: Any) ->
     """
     from upbench.system.cache import replacing
 
-    text = render(frame, format, **options)
+    text = render(records, format, **options)
     with replacing(Path(path)) as temporary:
         temporary.write_text(text, encoding="utf-8")

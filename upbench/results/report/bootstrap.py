@@ -51,23 +51,27 @@ def paired_difference(
     """
     ours, theirs = _by_image(scores), _by_image(base)
     pairs = [(ours[name], theirs[name]) for name in ours if name in theirs]
-    differences = np.array([a - b for a, b in pairs if math.isfinite(a) and math.isfinite(b)])
+    differences = np.array([a - b for a, b in pairs if math.isfinite(a - b)])
     count = len(differences)
     if count < 2:
         return None
     generator = np.random.default_rng(seed)
-    means = np.concatenate(
-        [
-            differences[generator.integers(count, size=(part, count))].mean(axis=1)
-            for part in _parts(resamples, count)
-        ]
-    )
-    low, high = np.quantile(means, (0.025, 0.975))
-    return Difference(float(differences.mean()), float(low), float(high), count)
+    with np.errstate(over="ignore", invalid="ignore"):  # values no metric has; the result is then not finite
+        means = np.concatenate(
+            [
+                differences[generator.integers(count, size=(part, count))].mean(axis=1)
+                for part in _parts(resamples, count)
+            ]
+        )
+        low, high = np.quantile(means, (0.025, 0.975))
+        mean = differences.mean()
+    return Difference(float(mean), float(low), float(high), count)
 
 
 def _by_image(scores: Mapping[str, Any]) -> dict[str, float]:
     values: Sequence[Sequence[float]] = scores["values"]
+    if not values:
+        return {}
     return {
         name: sum(of_image) / len(of_image) for name, *of_image in zip(scores["names"], *values, strict=True)
     }

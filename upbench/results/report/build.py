@@ -1,107 +1,186 @@
-"""From records (a DataFrame, one row a cell) to tables."""
+"""From records to tables."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from upbench.errors import unknown
-from upbench.results.report.bootstrap import RESAMPLES, paired_difference
+from upbench.errors import UpbenchError, unknown
+from upbench.results.records import Record, Spread
+from upbench.results.report import notes
+from upbench.results.report.bootstrap import paired_difference
 from upbench.results.report.costs import cost_columns, cost_notes, cost_values
 from upbench.results.report.model import Column, Row, Table, Value
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-Cell = Mapping[str, Any]
-"""A row of the DataFrame."""
-
-# what the cells of one table have in common; a split of the dataset makes a table of its own
-_COMMON = ("backbone", "dataset", "protocol", "preset", "probe", "seeds", "limit", "dtype", "device")
-_ROW = ("method", "weights", "options", "camera")
 _RATIO = Column("method/native_ratio", "Native ratio", "x", digits=0)
 _DIGITS = {"%": 2, "deg": 2, "m": 3, "": 3}
+_NO_METRICS = {"name": "result", "title": "", "unit": "", "higher_is_better": None, "main": True}
 
 
-def build_tables(frame: pd.DataFrame, metrics: str = "main", against: str | None = None) -> list[Table]:
-    """A table for each combination of backbone, dataset, split and protocol.
+def build_tables(records: Iterable[Record], metrics: str = "main", against: str | None = None) -> list[Table]:
+    """A table for each combination of backbone, dataset, content of the dataset, split and protocol.
+
+    Settings of the probe, the number of seeds, a limit on images, device and dtype make tables of their own,
+    too: what stands in one table can be compared.
 
     Args:
-        frame: As `upbench.read_records` gives it.
+        records: As `upbench.load_records` gives them.
         metrics: "main" for those that each task names as such, "all" for all.
-        against: Row or method that the others are compared with, image by image; None for no comparison.
+        against: Row that the others are compared with, image by image, else the method, if it is one row;
+            None for no comparison.
 
     Raises:
-        UpbenchError: `against` names a method that no record has.
+        UpbenchError: These are no records, `against` names no row of them, or several rows.
     """
-    cells = sorted((_plain(cell) for cell in frame.to_dict("records")), key=lambda cell: str(cell["started"]))
+    given = _records(records)
     if against is not None:
-        names = {name for cell in cells for name in (cell["label"], cell["method"])}
+        names = {name for record in given for name in _names(record)}
         if against not in names:
             raise unknown("method in these records", against, names)
-    groups: dict[tuple[Any, ...], list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault(tuple(cell[name] for name in _COMMON), []).append(cell)
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for record in sorted(given, key=lambda record: record.started):
+        groups.setdefault(tuple(_facts(record).values()), []).append(record)
+    contents: dict[tuple[str, ...], set[str]] = {}
+    for record in given:
+        contents.setdefault(_place(record), set()).add(record.content)
     tables = []
     for _, group in sorted(groups.items(), key=lambda item: str(item[0])):
-        splits = list(dict.fromkeys(split for cell in group for split in cell["splits"])) or [""]
+        several = len(contents[_place(group[0])]) > 1
+        splits = list(dict.fromkeys(split for record in group for split in record.metrics)) or [""]
         for index, split in enumerate(splits):
             builder = _Builder(group, split, main=index == 0, metrics=metrics, against=against)
-            tables.append(builder.table())
+            tables.append(builder.table(several))
     return tables
+
+
+def _records(records: Iterable[Record]) -> list[Record]:
+    """The records, where they are some."""
+    other = hasattr(records, "columns")  # a DataFrame, or a record alone
+    given = [] if other else list(records)
+    if other or not all(isinstance(record, Record) for record in given):
+        kind = type(records).__name__
+        raise UpbenchError(f"tables are made of records, not of a {kind}: use upbench.load_records(folder)")
+    return given
+
+
+def _names(record: Record) -> tuple[str, str, str]:
+    """What a user may call a row: as tables do, as the command line does, and by its method alone."""
+    return record.row, record.cell.method.title, record.cell.method.name
+
+
+def _place(record: Record) -> tuple[str, ...]:
+    """What a heading says of every table."""
+    return record.cell.backbone, record.cell.dataset, record.protocol_label
+
+
+def _facts(record: Record) -> dict[str, Any]:
+    """What the records of one table have in common."""
+    cell = record.cell
+    return {
+        "backbone": cell.backbone,
+        "dataset": cell.dataset,
+        "protocol": record.protocol_label,
+        "preset": cell.protocol,
+        "probe": json.dumps(dict(cell.probe), sort_keys=True),
+        "seeds": len(cell.seeds),
+        "limit": cell.limit,
+        "dtype": cell.dtype,
+        "device": cell.device,
+        "data": record.content,
+    }
+
+
+def _identity(record: Record) -> tuple[str, ...]:
+    """What makes a row; its label does not."""
+    method = record.cell.method
+    return method.name, method.weights, json.dumps(dict(method.options), sort_keys=True), method.camera
 
 
 class _Builder:
     """Puts one table together."""
 
     def __init__(
-        self, cells: Sequence[Cell], split: str, main: bool, metrics: str, against: str | None
+        self, records: Sequence[Record], split: str, main: bool, metrics: str, against: str | None
     ) -> None:
         self.split, self.main, self.metrics, self.against = split, main, metrics, against
         self.footnotes: list[str] = []
-        self.rows: dict[tuple[Any, ...], dict[str, Cell]] = {}
+        self.rows: dict[tuple[str, ...], dict[str, Record]] = {}
+        self.labels: dict[tuple[str, ...], str] = {}
         self.replaced = 0
-        for cell in cells:  # in order of time: of two records of one cell the later one counts
-            row = self.rows.setdefault(tuple(cell[name] for name in _ROW), {})
-            self.replaced += cell["task"] in row
-            row[cell["task"]] = cell
-        self.cells = [cell for row in self.rows.values() for cell in row.values()]
-        self.tasks = {cell["task"]: cell["columns"] for cell in self.cells}
+        for record in records:  # in order of time: of two records of one cell the later one counts
+            row, task = _identity(record), record.cell.task
+            self.replaced += task in self.rows.setdefault(row, {})
+            self.rows[row][task] = record
+            self.labels[row] = record.row
+        self.records = [record for row in self.rows.values() for record in row.values()]
+        self.tasks: dict[str, dict[str, Mapping[str, Any]]] = {}  # task -> metric -> its column
+        for record in self.records:
+            known = self.tasks.setdefault(record.cell.task, {})
+            known |= {metric["name"]: metric for metric in record.columns}
+        self.base = self._base()
 
-    def table(self) -> Table:
-        order = sorted(self.rows.items(), key=lambda item: _age(next(iter(item[1].values()))))
+    def _base(self) -> tuple[str, ...] | None:
+        """The row that the others are compared with, if this table has it."""
+        for place in range(3) if self.against is not None else ():
+            found = [
+                row
+                for row, by_task in self.rows.items()
+                if any(_names(record)[place] == self.against for record in by_task.values())
+            ]
+            if len(found) > 1:
+                labels = ", ".join(f"'{self.labels[row]}'" for row in found)
+                raise UpbenchError(f"'{self.against}' is {len(found)} rows: name one of {labels}")
+            if found:
+                return found[0]
+        return None
+
+    def table(self, several: bool) -> Table:
+        """The table.
+
+        Args:
+            several: Whether its heading must tell the content of the dataset from others of that name.
+        """
+        order = sorted(self.rows, key=lambda row: _age(next(iter(self.rows[row].values()))))
         columns = [column for task in self.tasks for column in self._task_columns(task)]
         if self.main:
             columns += [_RATIO] if self._ratios() else []
-            columns += cost_columns(self.cells)
-        rows = [self._row(by_task) for _, by_task in order]
-        head = self.cells[0]
-        place = f"{head['dataset']}/{self.split}" if self.split else head["dataset"]
+            columns += cost_columns(self.records)
+        rows = [self._row(row) for row in order]
+        head = self.records[0]
+        place = f"{head.cell.dataset}/{self.split}" if self.split else head.cell.dataset
+        parts = [head.cell.backbone, place, head.protocol_label]
+        parts += [f"data {head.content[:8]}"] if several and head.content else []
+        facts = {name: _shown(value) for name, value in _facts(head).items()}
+        data = facts.pop("data")
         return Table(
-            title=f"{head['backbone']} · {place} · {head['protocol']}",
-            facts={name: _shown(head[name]) for name in _COMMON} | {"split": self.split},
+            title=" · ".join(parts),
+            facts={**facts, "split": self.split, "data": data},
             columns=columns,
             rows=_mark_best(rows, columns),
             footnotes=self.footnotes,
             notes=[*self._notes(rows)],
         )
 
+    def _primary(self, task: str) -> Mapping[str, Any]:
+        return next(iter(self.tasks[task].values()), _NO_METRICS)
+
     def _task_columns(self, task: str) -> Iterable[Column]:
-        for metric in self.tasks[task]:
-            if self.metrics != "all" and not metric["main"]:
+        primary = self._primary(task)
+        for metric in self.tasks[task].values() or [primary]:
+            if self.metrics != "all" and not metric["main"] and metric is not primary:
                 continue
             yield Column(
                 key=f"{task}/{metric['name']}",
-                title=f"{task} {metric['title']}",
+                title=f"{task} {metric['title']}".rstrip(),
                 unit=metric["unit"],
                 higher_is_better=metric["higher_is_better"],
                 digits=_DIGITS.get(metric["unit"], 3),
-                ranked=True,
+                ranked=metric["higher_is_better"] is not None,
             )
         if self.against is not None:
-            primary = self.tasks[task][0]
             yield Column(
                 key=f"{task}/{primary['name']}_vs_{self.against}",
                 title=f"Δ {task} {primary['title']}/image vs {self.against}",
@@ -109,89 +188,67 @@ class _Builder:
                 digits=_DIGITS.get(primary["unit"], 3),
             )
 
-    def _row(self, by_task: Mapping[str, Cell]) -> Row:
+    def _row(self, row: tuple[str, ...]) -> Row:
         values: dict[str, Value] = {}
-        for task, cell in by_task.items():
-            values |= self._task_values(task, cell)
-        cells = list(by_task.values())
+        records = list(self.rows[row].values())
+        for record in records:
+            values |= self._task_values(record, self.labels[row])
         if self.main:
-            values |= cost_values(cells)
-            values[_RATIO.key] = Value(_number(cells[0].get("native_ratio")))
-        label = _label(cells[0])
-        return Row(label, values, tuple(dict.fromkeys(text for cell in cells for text in cell["warnings"])))
+            values |= cost_values(records)
+            ratio = records[0].about.get("native_ratio")
+            values[_RATIO.key] = Value(None if ratio is None else float(ratio))
+        told = [text for record in records for text in record.warnings]
+        told += [f"{notes.PARTIAL}: {text}" for text in notes.partial(records, self.split)]
+        return Row(self.labels[row], values, tuple(dict.fromkeys(told)))
 
-    def _task_values(self, task: str, cell: Cell) -> dict[str, Value]:
-        primary = f"{task}/{self.tasks[task][0]['name']}"
-        if cell["status"] != "ok":
-            return {primary: Value(text=cell["status"], note=self._footnote(cell))}
-        prefix = "" if cell["splits"][:1] == [self.split] else f"{self.split}/"
+    def _task_values(self, record: Record, label: str) -> dict[str, Value]:
+        task = record.cell.task
+        primary = f"{task}/{self._primary(task)['name']}"
+        if record.status != "ok":
+            return {primary: Value(text=record.status, note=self._footnote(record, label))}
         values = {}
-        for metric in self.tasks[task]:
-            name = prefix + metric["name"]
-            values[f"{task}/{metric['name']}"] = Value(
-                _number(cell.get(name)), _number(cell.get(f"{name}_std"))
-            )
-        difference = self._difference(task, cell)
+        for name, numbers in record.metrics.get(self.split, {}).items():
+            spread = Spread.of(numbers)
+            values[f"{task}/{name}"] = Value(spread.mean, spread.std)
+        difference = self._difference(record)
         if difference is not None:
             values[f"{primary}_vs_{self.against}"] = difference
         return values
 
-    def _difference(self, task: str, cell: Cell) -> Value | None:
-        if self.against is None:
+    def _difference(self, record: Record) -> Value | None:
+        base = self.rows[self.base].get(record.cell.task) if self.base is not None else None
+        if base is None or base is record or base.columns[:1] != record.columns[:1]:
             return None
-        bases = [row[task] for row in self.rows.values() if task in row]
-        base = next((b for b in bases if self.against in (b["label"], b["method"])), None)
-        if (
-            base is None
-            or base is cell
-            or not {self.split} <= set(base["per_image"]) & set(cell["per_image"])
-        ):
-            return None
-        found = paired_difference(cell["per_image"][self.split], base["per_image"][self.split])
+        ours, theirs = record.per_image.get(self.split), base.per_image.get(self.split)
+        found = paired_difference(ours, theirs) if ours and theirs else None
         return None if found is None else Value(found.mean, interval=(found.low, found.high))
 
-    def _footnote(self, cell: Cell) -> int:
-        text = f"{_label(cell)}, {cell['task']}: {cell['reason'] or 'no reason given'}"
+    def _footnote(self, record: Record, label: str) -> int:
+        text = f"{label}, {record.cell.task}: {record.reason or 'no reason given'}"
         if text not in self.footnotes:
             self.footnotes.append(text)
         return self.footnotes.index(text) + 1
 
     def _notes(self, rows: Sequence[Row]) -> Iterable[str]:
-        head = self.cells[0]
-        yield from _about_the_numbers(head, self._images())
+        yield from notes.numbers(self.records, self.split)
+        yield from notes.protocol(self.records)
+        partial = notes.partial(self.records, self.split)
+        yield from (f"**{notes.PARTIAL}**: {text}" for text in partial)
         if self.against is not None:
-            yield (
-                f"Δ: mean over images of an image's own value minus {self.against}'s, seeds averaged; in "
-                f"brackets the 95 % interval of a paired bootstrap over images ({RESAMPLES} resamples). For "
-                "segmentation a mean over images is not the mIoU of the split"
-            )
-        for text in dict.fromkeys(text for row in rows for text in row.warnings):
-            labels = [row.label for row in rows if text in row.warnings]
-            who = "" if len(labels) == len(rows) and len(rows) > 1 else f"{', '.join(labels)}: "
-            yield f"**Warning**: {who}{text}"
-        if self.main and self._ratios():
-            yield (
-                "Native ratio: what the steps of a method upsample by; its output is resized bilinearly from "
-                "the next size that they make. Methods without one make every size themselves"
-            )
+            yield notes.differences(self.against)
+        yield from notes.warnings(rows, told=[f"{notes.PARTIAL}: {text}" for text in partial])
         if self.main:
-            yield from cost_notes(self.cells)
-        yield from _weights(self.cells)
-        yield from _machines(self.cells)
+            yield from [notes.RATIO] if self._ratios() else []
+            yield from cost_notes(self.records)
+        labels = [(self.labels[row], record) for row in self.rows for record in self.rows[row].values()]
+        yield from notes.weights(labels)
+        yield from notes.machines(self.records)
         if self.replaced:
             yield f"{self.replaced} older records of the same cells are left out"
 
     def _ratios(self) -> bool:
         """Whether some method has a ratio of its own."""
-        return any(cell.get("native_ratio") is not None for cell in self.cells)
-
-    def _images(self) -> int | None:
-        counts = {
-            len(cell["per_image"][self.split]["names"])
-            for cell in self.cells
-            if self.split in cell["per_image"]
-        }
-        return max(counts, default=None)
+        return any(record.about.get("native_ratio") is not None for record in self.records)
 
 
 def _mark_best(rows: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
@@ -214,76 +271,10 @@ def _mark_best(rows: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
     return [replace(row, values=values) for row, values in zip(rows, marked, strict=True)]
 
 
-def _about_the_numbers(head: Cell, images: int | None) -> Iterable[str]:
-    parts = []
-    if head["image_size"]:
-        parts.append(f"{head['protocol']}: image {head['image_size']} px, output {head['output_size']} px")
-    if images:
-        parts.append(f"{images} images")
-    seeds = int(head["seeds"])
-    parts.append(f"mean ± standard deviation over {seeds} seeds of the probe" if seeds > 1 else "one seed")
-    if head["dtype"] != "float32":
-        parts.append(f"methods in {head['dtype']}")
-    yield "; ".join(parts)
-
-
-def _weights(cells: Iterable[Cell]) -> Iterable[str]:
-    found, budgets = {}, {}
-    for cell in cells:
-        weights = cell["inputs"].get("weights") or {}
-        if weights.get("sha256"):
-            label, images = _label(cell), weights.get("images_seen")
-            trained = "" if images is None else f", trained on {images} images"
-            found[label] = f"{label} {weights['name']} (sha256 {weights['sha256'][:12]}{trained})"
-            budgets[label] = images
-    if found:
-        yield f"Weights: {', '.join(sorted(found.values()))}"
-    if len(set(budgets.values())) > 1:
-        yield f"Training budgets differ: {'; '.join(_by_budget(budgets))}"
-
-
-def _by_budget(budgets: Mapping[str, int | None]) -> Iterable[str]:
-    """Rows of one budget together, the largest first, those that do not tell theirs last."""
-    for images in sorted(set(budgets.values()), key=lambda n: -1 if n is None else n, reverse=True):
-        rows = ", ".join(sorted(label for label, own in budgets.items() if own == images))
-        yield f"{rows} not told" if images is None else f"{rows} {images} images"
-
-
-def _machines(cells: Iterable[Cell]) -> Iterable[str]:
-    found = []
-    for cell in cells:
-        e = cell["environment"]
-        if e:
-            gpu = f"{e['gpu']}, " if e.get("gpu") else ""
-            torch = e.get("packages", {}).get("torch", "?")
-            found.append(f"{gpu}{e['cpu']}, {e['cores']} cores; torch {torch}, upbench {e['upbench']}")
-    for text in dict.fromkeys(found):
-        yield f"Machine: {text}"
-
-
-def _label(cell: Cell) -> str:
-    """The row's own label, else the method's title with what differs from the defaults."""
-    own, method = str(cell["label"]), str(cell["method"])
-    return cell["title"] + own[len(method) :] if own.startswith(method) else own
-
-
-def _age(cell: Cell) -> int:
-    """Methods stand in the order of their years, those without one first."""
-    return int(cell["year"] or 0)
-
-
-def _plain(cell: Mapping[Any, Any]) -> dict[str, Any]:
-    """A row of the DataFrame with None for what pandas fills in, and whole numbers for counts."""
-    plain = {str(k): None if isinstance(v, float) and math.isnan(v) else v for k, v in cell.items()}
-    for name in ("seeds", "limit", "image_size", "output_size", "year"):
-        number = plain.get(name)
-        plain[name] = None if number is None else int(number)
-    return plain
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
-
-
 def _shown(value: Any) -> Any:
     return "" if value is None or value == "{}" else value
+
+
+def _age(record: Record) -> int:
+    """Methods stand in the order of their years, those without one first."""
+    return record.about.get("year") or 0

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
+from upbench.results.records import Record
 from upbench.results.report.model import Column, Value
-
-Cell = Mapping[str, Any]
 
 _COLUMNS = (
     Column("cost/parameters", "Params", "M", higher_is_better=False),
@@ -19,19 +17,19 @@ _COLUMNS = (
 _GPU_MEMORY = Column("cost/gpu_memory", "GPU peak", "MB", higher_is_better=False)
 
 
-def cost_columns(cells: Sequence[Cell]) -> list[Column]:
+def cost_columns(records: Sequence[Record]) -> list[Column]:
     """The columns of cost: none where nothing was measured, the GPU's memory only where there is a GPU."""
-    if not any(cell["cost"] for cell in cells):
+    if not any(record.cost for record in records):
         return []
-    return [*_COLUMNS, *([_GPU_MEMORY] if any("cuda" in cell["cost"] for cell in cells) else [])]
+    return [*_COLUMNS, *([_GPU_MEMORY] if any("cuda" in record.cost for record in records) else [])]
 
 
-def cost_values(cells: Iterable[Cell]) -> dict[str, Value]:
-    """A method's cost; from its latest cell, where there are several."""
+def cost_values(records: Iterable[Record]) -> dict[str, Value]:
+    """A method's cost; from its latest record, where there are several."""
     values: dict[str, Value] = {}
-    for cell in cells:
+    for record in records:
         for device, short in (("cpu", "cpu"), ("cuda", "gpu")):
-            cost = cell["cost"].get(device)
+            cost = record.cost.get(device)
             if not cost:
                 continue
             quartiles = (cost["latency_q25_ms"], cost["latency_q75_ms"])
@@ -44,13 +42,13 @@ def cost_values(cells: Iterable[Cell]) -> dict[str, Value]:
     return values
 
 
-def cost_notes(cells: Sequence[Cell]) -> Iterable[str]:
+def cost_notes(records: Sequence[Record]) -> Iterable[str]:
     """What was measured, and where."""
     found: dict[str, None] = {}
-    for cell in cells:
-        for device, cost in cell["cost"].items():
+    for record in records:
+        for device, cost in record.cost.items():
             (h, w), (height, width) = cost["feature_size"], cost["output_size"]
-            name = {"cpu": "CPU", "cuda": "GPU"}[device]
+            name = {"cpu": "CPU", "cuda": "GPU"}.get(device, device)
             found[
                 f"{name}: {cost['hardware']}; {cost['dtype']}, batch {cost['batch']}, "
                 f"{cost['channels']} channels, {h}x{w} to {height}x{width}"
@@ -61,9 +59,9 @@ def cost_notes(cells: Sequence[Cell]) -> Iterable[str]:
             f"peak memory what a pass needs beside weights and inputs. {'. '.join(found)}"
         )
     told = dict.fromkeys(
-        f"{cell['title']}: {text}"
-        for cell in cells
-        for cost in cell["cost"].values()
+        f"{record.about.get('title') or record.cell.method.name}: {text}"
+        for record in records
+        for cost in record.cost.values()
         for text in cost["warnings"]
     )
     yield from told

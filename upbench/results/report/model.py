@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 EMPTY = "–"
+_HUGE, _TINY = 1e15, 1e-9  # beyond, numbers are written with an exponent
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,12 @@ class Column:
 
     def format(self, number: float) -> str:
         """A number with this column's decimals."""
+        if abs(number) >= _HUGE:
+            return f"{number:.3g}"
         if self.digits is not None:
             return f"{number:.{self.digits}f}"
-        if number == 0:
-            return "0"
+        if abs(number) < _TINY:
+            return "0" if number == 0 else f"{number:.3g}"
         return f"{number:.{max(0, 2 - math.floor(math.log10(abs(number))))}f}"
 
 
@@ -72,14 +75,14 @@ class Value:
         """The entry as plain text, without a mark for the best."""
         if self.number is None or not math.isfinite(self.number):
             parts = [self.text or EMPTY]
-        elif self.interval is not None:
+        elif self.interval is not None and all(map(math.isfinite, self.interval)):
             low, high = (_signed(column, end) for end in self.interval)
             parts = [_signed(column, self.number), f"[{low}, {high}]"]
         else:
             parts = [column.format(self.number)]
             if self.std is not None and math.isfinite(self.std):
                 parts += ["±", column.format(self.std)]
-            if self.spread is not None:
+            if self.spread is not None and all(map(math.isfinite, self.spread)):
                 parts += [f"({'–'.join(column.format(end) for end in self.spread)})"]
         return " ".join(parts) + (f" [{self.note}]" if self.note else "")
 

@@ -33,16 +33,20 @@ def _markdown(table: Table) -> str:
         return f"| {' | '.join(cells)} |"
 
     rule = f"|{'-' * (widths[0] + 2)}|" + "".join(f"{'-' * (width + 1)}:|" for width in widths[1:])
-    lines = [f"### {table.title}", "", write(head), rule, *map(write, body)]
+    lines = [f"### {_line(table.title)}", "", write(head), rule, *map(write, body)]
     if table.footnotes:
-        lines += ["", *(f"[{number}] {text}  " for number, text in enumerate(table.footnotes, 1))]
+        lines += ["", *(f"[{number}] {_line(text)}  " for number, text in enumerate(table.footnotes, 1))]
     if table.notes:
-        lines += ["", *(f"- {note}" for note in table.notes)]
+        lines += ["", *(f"- {_line(note)}" for note in table.notes)]
     return "\n".join(lines)
 
 
 def _escape(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return _line(text).replace("|", "\\|")
+
+
+def _line(text: str) -> str:
+    return " ".join(text.splitlines())
 
 
 def comma_separated(tables: Sequence[Table]) -> str:

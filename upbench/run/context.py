@@ -1,0 +1,197 @@
+"""What cells share, for as long as they share it, and the `Context` that a task sees.
+
+A `DataScope` holds what a backbone, a dataset and a protocol have in common; a `MethodScope` in it what a
+method adds. A cell's `RunContext` looks into both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from upbench.contracts.backbone import Backbone
+from upbench.contracts.image import IMAGENET_MEAN, IMAGENET_STD
+from upbench.contracts.protocol import Recipe
+from upbench.contracts.task import Context, Task
+from upbench.dense.camera import CameraChoice
+from upbench.dense.method import MethodCall
+from upbench.dense.view import UpsampledSplit
+from upbench.features.images import SplitImages
+from upbench.features.store import FeatureStore
+from upbench.run.jobs import PlannedCell, build_method
+from upbench.system.progress import Bar, bar
+
+T = TypeVar("T")
+Size = tuple[int, int]
+
+VIEW_BYTES = 4_500_000_000
+"""What all upsampled views of a method may keep. Fixed, as what does not fit is kept in float16."""
+
+IMAGE_BYTES = 600_000_000
+"""What the frames of all splits may keep; those beyond are read anew."""
+
+FEATURE_BYTES = 800_000_000
+"""What the low-resolution features of all splits may keep; a split beyond is read from disk each time."""
+
+
+class DataScope:
+    """Images and low-resolution features of a backbone, a dataset and a protocol, for all methods and
+    tasks."""
+
+    def __init__(self, planned: PlannedCell, backbone: Callable[[], Backbone]) -> None:
+        """Args: planned: A cell of those that share the scope; backbone: gives its backbone, on its
+        device."""
+        self.planned = planned
+        self.device = torch.device(planned.place)
+        self._load = backbone
+        self._held: dict[Hashable, Any] = {}
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone, with the statistics that the protocol asks for."""
+        return self.keep(
+            "backbone", lambda: with_statistics(self._load(), self.planned.protocol.backbone_statistics)
+        )
+
+    def images(self, split: str, mirrored: bool = False) -> SplitImages:
+        """The frames of a split."""
+        planned = self.planned
+        return self.keep(
+            ("images", split, mirrored),
+            lambda: SplitImages(
+                planned.dataset,
+                split,
+                planned.protocol,
+                stride=planned.setting.stride,
+                limit=planned.cell.limit,
+                mirrored=mirrored,
+                budget=IMAGE_BYTES // len(planned.splits),
+            ),
+        )
+
+    def features(self, split: str, mirrored: bool = False, token: bool = False) -> FeatureStore:
+        """Low-resolution features of a split's frames."""
+        return self.keep(
+            ("features", split, mirrored, token),
+            lambda: FeatureStore(
+                self.backbone,
+                self.images(split, mirrored),
+                dtype=self.planned.protocol.features_dtype,
+                cls_token=token,
+                device=self.device,
+                memory=FEATURE_BYTES // len(self.planned.splits),
+            ),
+        )
+
+    def keep(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` gives, made once."""
+        if key not in self._held:
+            self._held[key] = make()
+        return cast(T, self._held[key])
+
+
+class MethodScope:
+    """What a method adds to a `DataScope`: the method itself, and its views of the splits."""
+
+    def __init__(self, planned: PlannedCell, data: DataScope) -> None:
+        """Args: planned: A cell of those that share the scope; data: What its backbone and dataset share."""
+        self.planned, self.data = planned, data
+        cell = planned.cell
+        method = build_method(planned, data.backbone if planned.method.uses_backbone else None)
+        self.call = MethodCall(
+            method,
+            backbone=data.backbone,
+            camera=CameraChoice.parse(cell.method.camera),
+            device=data.device,
+            dtype=getattr(torch, cell.dtype),
+            statistics=planned.protocol.guidance_statistics,
+        )
+        self.shared: dict[Hashable, Any] = {}
+        self._views: dict[tuple[str, bool], UpsampledSplit] = {}
+
+    def dense(self, split: str, mirrored: bool = False) -> UpsampledSplit:
+        """The method's view of a split, one for all tasks and seeds."""
+        key = (split, mirrored)
+        if key not in self._views:
+            data, planned = self.data, self.planned
+            self._views[key] = UpsampledSplit(
+                self.call,
+                data.images(split, mirrored),
+                data.features(split, mirrored),
+                guidance_size=planned.protocol.guidance_size,
+                budget=VIEW_BYTES // len(planned.splits),
+                title=data.images(split, mirrored).title,
+            )
+            self._views[key].prepare(f"{planned.cell.method.title} · upsampling {split}")
+        return self._views[key]
+
+
+class RunContext(Context):
+    """The context of one cell."""
+
+    def __init__(
+        self, planned: PlannedCell, data: DataScope, method: MethodScope, tasks: Sequence[Task] = ()
+    ) -> None:
+        """Args: planned: The cell; data, method: What it shares with others; tasks: Of the cells beside
+        it."""
+        self.protocol, self.dataset = planned.protocol, planned.dataset
+        self.seeds, self.device = planned.cell.seeds, data.device
+        self.channels = planned.setting.channels
+        self.tasks = tuple(tasks) or (planned.task,)
+        self._planned, self._data, self._method = planned, data, method
+
+    def samples(self, split: str, mirrored: bool = False) -> SplitImages:
+        """See `Context`."""
+        return self._data.images(split, mirrored)
+
+    def features(self, split: str, mirrored: bool = False, token: bool = False) -> FeatureStore:
+        """See `Context`."""
+        return self._data.features(split, mirrored, token)
+
+    def dense(self, split: str, mirrored: bool = False) -> UpsampledSplit:
+        """See `Context`."""
+        return self._method.dense(split, mirrored)
+
+    def upsample(self, image: Tensor, features: Tensor, output_size: Size) -> Tensor:
+        """See `Context`."""
+        return self._method.call.forward(image.to(self.device), features.to(self.device), output_size)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """See `Context`."""
+        backbone = self._data.backbone
+        with torch.inference_mode():
+            features: Tensor = backbone(backbone.fit(image.to(self.device)))
+        return features.float()
+
+    def recipe(self, settings: Mapping[str, Any] | None = None) -> Recipe:
+        """See `Context`."""
+        return self.protocol.recipe_for(settings, self._planned.cell.probe, self.dataset.name)
+
+    def shared(self, key: object, make: Callable[[], T]) -> T:
+        """See `Context`."""
+        return self._data.keep(("shared", self._planned.task.name, key), make)
+
+    def of_method(self, key: object, make: Callable[[], T]) -> T:
+        """See `Context`."""
+        name = (key, self.seeds)
+        if name not in self._method.shared:
+            self._method.shared[name] = make()
+        return cast(T, self._method.shared[name])
+
+    @contextlib.contextmanager
+    def progress(self, title: str, total: int) -> Iterator[Bar]:
+        """See `Context`."""
+        with bar(f"{self._planned.cell.method.title} · {title}", total=total) as opened:
+            yield opened
+
+
+def with_statistics(backbone: Backbone, choice: str) -> Backbone:
+    """A backbone that normalises its image with its own statistics ("own"), ImageNet's, or not at all."""
+    if choice == "own":
+        return backbone
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if choice == "imagenet" else ((0.0,) * 3, (1.0,) * 3)
+    return backbone.with_statistics(mean, std)
