@@ -10,11 +10,18 @@ from types import ModuleType
 
 import pytest
 import torch
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
 if not torch.cuda.is_available():  # Triton's kernels run in its interpreter; it looks when it is imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# No test is timed: a machine may be busy. Every run draws the same examples, so that a failure is one of the
+# change; `pytest --hypothesis-profile=explore` draws others.
+settings.register_profile("upbench", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None)
+settings.load_profile("upbench")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # A room is a package (or a file) right below `upbench`. It may import from itself and from the floors below,
 # and nothing from its own floor.
 FLOORS = [
-    {"_version", "errors", "_old_paths", "_lazy"},
-    {"contracts"},
+    {"_version", "errors", "_lazy"},
+    {"contracts", "_old_paths"},
     {"system", "registry"},
     {"ops"},
     {"layers"},

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "methods.md"
 COLUMNS = [
     *("method", "title", "paper", "year", "sees", "parameters", "C = 384", "C = 768"),
-    *("ratio", "weights", "licence", "quirks"),
+    *("ratio", "weights", "license", "deviations"),
 ]
 METHODS = sorted(name for name, cls in plugins("method").items() if cls.__module__.startswith("upbench."))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -71,7 +71,7 @@ def test_facts_of_a_method(name):
     cls, row = plugins("method")[name], rows()[name]
     assert row["title"] == cls.title
     assert row["year"] == (str(cls.year) if cls.year else "–")
-    assert row["licence"] == (cls.licence or "–")
+    assert row["license"] == (cls.license or "–")
     assert row["ratio"] == (str(cls.native_ratio) if cls.native_ratio else "any")
     number = r"\b\d{4}\.\d{5}\b"
     assert set(re.findall(number, row["paper"])) == set(re.findall(number, cls.paper))

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import upbench
-from upbench._old_paths import PATHS
+from upbench._old_paths import GONE, PATHS
+from upbench.registry import load_plugin_file
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -20,23 +21,21 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 OLD = {
     "upbench.base": "Upsampler Task Camera Evaluator Metric Setting IMAGENET_MEAN normalize_image",
     "upbench.weights": "Weights load_method list_weights weights_fingerprint",
-    "upbench.datasets.base": "Dataset Sample Fit IGNORE digest",
+    "upbench.datasets.base": "Dataset Sample IGNORE digest",
     "upbench.backbones": "Backbone BackboneInfo load_backbone list_backbones",
     "upbench.config": "RunConfig MethodSpec Cell DEFAULT_BACKBONE match_names",
     "upbench.records": "Record read_records write_json frame",
     "upbench.runner": "run",
-    "upbench.work": "Worker Samples in_dtype",
-    "upbench.plan": "make_plan build_method splits",
+    "upbench.work": "Worker",
+    "upbench.plan": "make_plan build_method",
     "upbench.streaming": "upsample_tiles upsample_to",
     "upbench.metrics": "mean_iou depth_metrics angle_metrics confusion_matrix boundary_areas NAN",
-    "upbench.protocol": "ProbeConfig Preset PRESETS find_preset",
+    "upbench.protocol": "ProbeConfig",
     "upbench.report": "show write render build_tables",
     "upbench.macs": "MacCount count_macs",
     "upbench.peakmemory": "Sizes cpu_peak_memory",
     "upbench.cost": "Cost cost_key hardware DTYPES",
-    "upbench.features": "FeatureSet cached_features",
     "upbench.train": "train TrainConfig ViewConfig",
-    "upbench.upsampled": "Upsampled",
     "upbench.progress": "bar track say",
     "upbench.cache": "cache_dir replacing sha256_file",
     "upbench.cli": "main",
@@ -56,9 +55,39 @@ OLD = {
 def test_old_paths_work(path: str, name: str):
     value = getattr(importlib.import_module(path), name)
     if inspect.isclass(value) or inspect.isfunction(value):
-        assert getattr(importlib.import_module(value.__module__), name) is value, (
-            "the same object, not a copy"
-        )
+        owner = importlib.import_module(value.__module__)
+        assert getattr(owner, value.__name__) is value, "the same object, not a copy"
+
+
+@pytest.mark.parametrize(("path", "name"), [(path, name) for path in GONE for name in GONE[path]])
+def test_what_is_gone_says_what_there_is_instead(path: str, name: str):
+    with pytest.raises(upbench.UpbenchError, match=f"there is no {path}.{name} any more: "):
+        getattr(importlib.import_module(path), name)
+    for place in re.findall(r"upbench(?:\.\w+)+", GONE[path][name]):
+        owner, _, attribute = place.rpartition(".")
+        assert resolved(owner, attribute) is not None
+
+
+def resolved(path: str, name: str) -> object:
+    """`path.name`, where the path may lead through a class."""
+    try:
+        return getattr(importlib.import_module(path), name)
+    except ImportError:
+        owner, _, attribute = path.rpartition(".")
+        return getattr(getattr(importlib.import_module(owner), attribute), name)
+
+
+def test_a_plugin_that_imports_what_is_gone_is_told_in_one_line(tmp_path: Path):
+    file = tmp_path / "old.py"
+    file.write_text("from upbench.protocol import PRESETS\n")
+    with pytest.raises(upbench.UpbenchError, match=r"a preset is a protocol now: see upbench\.Protocol"):
+        load_plugin_file(file)
+
+
+def test_old_and_new_name_of_a_recipe():
+    from upbench.protocol import ProbeConfig
+
+    assert ProbeConfig is upbench.Recipe
 
 
 @pytest.mark.parametrize("path", sorted(PATHS))
@@ -135,10 +164,11 @@ def test_every_public_name_resolves():
 
 def test_import_and_light_modules_need_no_torch():
     code = (
-        "import sys, upbench, upbench.registry, upbench.run.config, upbench.results.records, "
-        "upbench.results.report, upbench.cli.dispatch, upbench.dense.camera, upbench.weights.resolve, "
-        "upbench.evaluate.protocol, upbench.errors, upbench.contracts.registered, upbench.contracts.weights, "
-        "upbench.run, upbench.metrics, upbench.features, upbench.train, upbench.cost, upbench.base\n"
+        "import sys, upbench, upbench.registry, upbench.run, upbench.run.config, upbench.run.claims\n"
+        "import upbench.run.loop, upbench.run.executors, upbench.results.records, upbench.results.report\n"
+        "import upbench.cli.dispatch, upbench.dense.camera, upbench.weights.resolve, upbench.errors\n"
+        "import upbench.system.sources, upbench.contracts.registered, upbench.contracts.weights\n"
+        "import upbench.metrics, upbench.features, upbench.train, upbench.cost, upbench.base\n"
         "print(sorted({'torch', 'pandas', 'timm'} & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

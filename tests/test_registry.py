@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import textwrap
+from abc import abstractmethod
 from pathlib import Path
 
 import pytest
 
 from upbench import registry
+from upbench.contracts.dataset import Dataset
+from upbench.contracts.protocol import Protocol
+from upbench.contracts.task import Task
 from upbench.contracts.upsampler import Upsampler
 from upbench.errors import UpbenchError, nearest, unknown
 
@@ -27,12 +32,15 @@ class Mine(Upsampler):
 @pytest.fixture(autouse=True)
 def _restore_table():
     """Undoes what a test registers."""
-    registry.plugins("method")
-    before = dict(Upsampler.registered)
+    tables = []
+    for kind, root in (("method", Upsampler), ("task", Task), ("dataset", Dataset), ("protocol", Protocol)):
+        registry.plugins(kind)
+        tables.append((root.registered, dict(root.registered)))
     modules = set(sys.modules)
     yield
-    Upsampler.registered.clear()
-    Upsampler.registered.update(before)
+    for table, before in tables:
+        table.clear()
+        table.update(before)
     for name in set(sys.modules) - modules:
         if name.startswith("upbench_plugin_"):
             del sys.modules[name]
@@ -47,10 +55,11 @@ def test_built_ins_are_found():
     assert {"nearest", "bilinear", "raysup", "anyup"} <= set(registry.plugins("method"))
     assert {"seg", "depth", "normals"} <= set(registry.plugins("task"))
     assert {"interiors", "camvid", "folder"} <= set(registry.plugins("dataset"))
+    assert {"quick", "standard"} <= set(registry.plugins("protocol"))
 
 
 def test_names_come_sorted():
-    for kind in ("method", "task", "dataset"):
+    for kind in ("method", "task", "dataset", "protocol"):
         names = list(registry.plugins(kind))
         assert names == sorted(names)
 
@@ -58,10 +67,13 @@ def test_names_come_sorted():
 def test_unknown_name_suggests_the_nearest():
     with pytest.raises(UpbenchError, match="unknown method 'raysap'; did you mean 'raysup'"):
         registry.find("method", "raysap")
+    with pytest.raises(UpbenchError, match="unknown protocol 'quik'; did you mean 'quick'"):
+        registry.find_protocol("quik")
 
 
 def test_unknown_name_without_a_near_one_lists_what_there_is():
-    with pytest.raises(UpbenchError, match="known: depth, normals, seg"):
+    known = ", ".join(registry.plugins("task"))
+    with pytest.raises(UpbenchError, match=f"known: {known}"):
         registry.find("task", "zzzzzz")
 
 
@@ -70,6 +82,50 @@ def test_nearest_ignores_case_and_completes_prefixes():
     assert nearest("guided", ["guided_filter", "jbu"]) == "guided_filter"
     assert nearest("qqq", ["raysup"]) is None
     assert "\n" not in str(unknown("method", "x", ["a", "b"]))
+
+
+FAMILIES = {
+    "task": """
+        from upbench import Metric, Scores, Task
+
+        class Mine(Task):
+            name = "mine"
+            metrics = (Metric("m", "M", higher_is_better=True),)
+            primary = "m"
+
+            def evaluate(self, context):
+                return Scores()
+    """,
+    "dataset": """
+        from upbench import Dataset
+
+        class Mine(Dataset):
+            name = "mine"
+            def names(self, split): return ["a"]
+            def read(self, split, index): raise NotImplementedError
+            def fingerprint(self, split): return "1"
+    """,
+    "protocol": """
+        from upbench import Protocol, SquareCrop
+
+        class Mine(Protocol):
+            name = "mine"
+            geometry = SquareCrop(64)
+    """,
+}
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_plugin_files_of_every_family(tmp_path, kind):
+    registry.load_plugin_file(write(tmp_path / "mine.py", textwrap.dedent(FAMILIES[kind])))
+    assert registry.find(kind, "mine")().name == "mine"
+
+
+def test_a_protocol_without_a_geometry_is_refused_at_once(tmp_path):
+    text = textwrap.dedent(FAMILIES["protocol"]).replace("geometry", "geometri")
+    with pytest.raises(UpbenchError, match=r"protocol 'mine' has no geometry.*SquareCrop\(224\)"):
+        registry.load_plugin_file(write(tmp_path / "faulty.py", text))
+    assert "mine" not in registry.plugins("protocol")
 
 
 def test_plugin_file_registers_once(tmp_path):
@@ -128,6 +184,37 @@ def test_plugin_path_that_is_no_python_file(tmp_path, name):
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(UpbenchError, match="plugin file"):
         registry.load_plugin_file(tmp_path / name)
+
+
+def test_what_is_abstract_has_to_be_defined(tmp_path):
+    """Where the class is made, not in the middle of a run; of datasets and tasks as of methods."""
+    from upbench.contracts.dataset import Dataset
+    from upbench.contracts.task import Task
+
+    file = write(tmp_path / "half.py", METHOD.format(name="half").replace("def forward", "def backward"))
+    with pytest.raises(UpbenchError, match=rf"method 'half' \({file}\) must define forward$"):
+        registry.load_plugin_file(file)
+    assert "half" not in Upsampler.registered
+
+    before = dict(Dataset.registered), dict(Task.registered)
+    with pytest.raises(UpbenchError, match=r"dataset 'none' \(.*test_registry\.py\) must define .*\bnames\b"):
+        type("Nothing", (Dataset,), {"name": "none", "__module__": __name__})
+    with pytest.raises(UpbenchError, match=r"task 'idle' \(.*\) must define evaluate$"):
+        type("Idle", (Task,), {"name": "idle"})
+    assert before == (Dataset.registered, Task.registered)
+
+
+def test_an_abstract_step_may_leave_it_to_its_heirs():
+    class Step(Upsampler):
+        @property
+        @abstractmethod
+        def radius(self):
+            """Of something."""
+
+    with pytest.raises(UpbenchError, match=r"method 'heir' .* must define forward, radius"):
+        type("Heir", (Step,), {"name": "heir"})
+    whole = {"name": "heir", "forward": lambda self, image, features, output_size: features, "radius": 3}
+    assert type("Heir", (Step,), whole) is Upsampler.registered["heir"]
 
 
 def test_subclass_without_a_name_is_abstract():

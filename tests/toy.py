@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from upbench.contracts.dataset import Dataset
+from upbench.contracts.protocol import Protocol
 from upbench.contracts.task import Task
 from upbench.contracts.upsampler import Upsampler
 from upbench.cost import measure as cost
-from upbench.evaluate.protocol import PRESETS
 from upbench.features import backbones
 from upbench.registry import load_plugin_file, plugins
 from upbench.run.config import RunConfig
@@ -35,13 +35,13 @@ sys.exit(main())
 @contextmanager
 def world() -> Iterator[None]:
     """Loads the plugin file, and takes away all that it brought."""
-    for kind in ("method", "task", "dataset"):
+    for kind in ("method", "task", "dataset", "protocol"):
         plugins(kind)  # built-ins are there before, and stay
-    tables = [root.registered for root in (Upsampler, Task, Dataset)]
+    tables = [root.registered for root in (Upsampler, Task, Dataset, Protocol)]
     before = [dict(table) for table in tables]
     modules = set(sys.modules)
     threads = torch.get_num_threads()
-    presets, load, measure = dict(PRESETS), backbones.load_backbone, cost.measure
+    load, measure = backbones.load_backbone, cost.measure
     try:
         torch.set_num_threads(1)  # tensors this small only wait for one another's threads
         load_plugin_file(PLUGIN)
@@ -54,14 +54,12 @@ def world() -> Iterator[None]:
         for table, old in zip(tables, before, strict=True):
             table.clear()
             table.update(old)
-        PRESETS.clear()
-        PRESETS.update(presets)
         backbones.load_backbone, cost.measure = load, measure
 
 
 def config(out: Path, methods: Any = "toy_smooth", **values: Any) -> RunConfig:
     """A run in the toy world that takes a second."""
-    defaults = {"tasks": ["seg"], "backbones": ["tiny"], "datasets": ["toy"], "preset": "tiny", "seeds": 2}
+    defaults = {"tasks": ["seg"], "backbones": ["tiny"], "datasets": ["toy"], "protocol": "tiny", "seeds": 2}
     return RunConfig(
         **{
             **defaults,
@@ -76,7 +74,7 @@ def config(out: Path, methods: Any = "toy_smooth", **values: Any) -> RunConfig:
 
 def arguments(out: Path, methods: str = "toy_smooth", *more: str) -> list[str]:
     """The same as words of a command line."""
-    words = f"run --methods {methods} --tasks seg --backbones tiny --datasets toy --preset tiny --seeds 2"
+    words = f"run --methods {methods} --tasks seg --backbones tiny --datasets toy --protocol tiny --seeds 2"
     return [*words.split(), "--out", str(out), "--device", "cpu", "--plugin", str(PLUGIN), *more]
 
 

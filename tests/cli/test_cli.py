@@ -38,7 +38,8 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     assert captured.out == ""
     *before, line = captured.err.splitlines()
     assert line.startswith("upbench: error: ")
-    assert all("records in" in other for other in before), "at most what the run was about to do"
+    about = ("records in", "features of")
+    assert all(any(word in other for word in about) for other in before), "what the run was about to do"
     return line
 
 
@@ -97,9 +98,8 @@ def test_a_run_prints_its_table_and_exits_with_0(toy, out, capsys):
 def test_flags_are_the_fields_of_the_config(toy, out, monkeypatch):
     seen = []
     monkeypatch.setattr(runner, "run", lambda config, debug: seen.append(config) or [])
-    words = (
-        "--limit 3 --dtype bfloat16 --force --executor process --workers 3 --probe lr=1e-3 --probe epochs=4"
-    )
+    words = "--limit 3 --dtype bfloat16 --force --executor process --workers 3 --shard 2/3"
+    words += " --probe lr=1e-3 --probe epochs=4"
     main([*toy.arguments(out, "toy_smooth,toy_trained:none"), *words.split(), "--quiet"])
     expected = toy.config(
         out,
@@ -109,6 +109,7 @@ def test_flags_are_the_fields_of_the_config(toy, out, monkeypatch):
         force=True,
         executor="process",
         workers=3,
+        shard="2/3",
         probe={"lr": 1e-3, "epochs": 4},
     )
     assert seen == [expected]
@@ -172,7 +173,11 @@ def test_sigterm_ends_a_run_as_ctrl_c_does(toy, out, capsys, monkeypatch):
         (["run", "extra"], "unexpected argument 'extra'"),
         (["run", "--config", "none.yaml"], "config file not found: none.yaml"),
         (["run", "--probe", "lr"], "--probe: expected KEY=VALUE, got 'lr'"),
-        (["run", "--preset", "quik"], "unknown preset 'quik'; did you mean 'quick'?"),
+        (["run", "--preset", "quik"], "unknown protocol 'quik'; did you mean 'quick'?"),
+        (["run", "--protocol", "quik"], "unknown protocol 'quik'; did you mean 'quick'?"),
+        (["run", "--shard", "3/2"], "shard: expected I/N with 1 <= I <= N, as in 2/4, got '3/2'"),
+        (["run", "--shard", "half"], "shard: expected I/N with 1 <= I <= N, as in 2/4, got 'half'"),
+        (["run", "--device", "cuda:x"], "unknown device 'cuda:x'; did you mean 'cuda'?"),
         (["report", "nowhere"], "no records: nowhere does not exist"),
         (["report", ".", "--format", "mdd"], "unknown format 'mdd'; did you mean 'md'?"),
         (["list", "method"], "unknown list 'method'; did you mean 'methods'?"),
@@ -211,6 +216,8 @@ def test_words_that_mean_nothing(capsys, monkeypatch, tmp_path, words, message):
         (["--methods", "toy_trained"], "method 'toy_trained' has no default weights"),
         (["--methods", "toy_trained:no.pth"], "checkpoint not found: no.pth"),
         (["--plugin", "missing.py"], "plugin file not found: missing.py"),
+        (["--protocol", "tyny"], "unknown protocol 'tyny'; did you mean 'tiny'?"),
+        (["--probe", "epoch=3"], "unknown probe setting 'epoch'; did you mean 'epochs'?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -281,9 +288,20 @@ def test_a_good_checkpoint_is_recorded_by_its_hash(toy, out, tmp_path):
     assert second.inputs["weights"]["images_seen"] == 70
 
 
-def test_a_gpu_that_is_not_there(toy, capsys, out, monkeypatch):
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:7"])
+def test_a_gpu_that_is_not_there(toy, capsys, out, monkeypatch, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "torch sees no GPU" in refused(capsys, *toy.arguments(out), "--device", "cuda")
+    line = refused(capsys, *toy.arguments(out), "--device", device)
+    assert f"device '{device}' asked for, but torch sees no GPU; use 'cpu' or 'auto'" in line
+    assert not out.exists()
+
+
+def test_one_gpu_more_than_there_are(toy, capsys, out, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert "unknown device 'cuda:7'; did you mean 'cuda:" in refused(
+        capsys, *toy.arguments(out), "--device", "cuda:7"
+    )
     assert not out.exists()
 
 
@@ -295,8 +313,9 @@ def test_a_plugin_that_raises(toy, capsys, out, tmp_path):
     assert not out.exists()
 
 
-def test_images_without_labels_and_labels_out_of_range(toy, capsys, out, monkeypatch):
+def test_images_without_labels_or_that_cannot_be_read(toy, capsys, out, monkeypatch):
     dataset = toy.find("toy", "dataset")
+    read = dataset.read
 
     def without(self, split):
         raise upbench.UpbenchError("image val0.jpg has no label map")
@@ -305,14 +324,24 @@ def test_images_without_labels_and_labels_out_of_range(toy, capsys, out, monkeyp
         patch.setattr(dataset, "names", without)
         assert "val0.jpg has no label map" in refused(capsys, *toy.arguments(out))
 
-    def beyond(self, split, index, size):
-        raise upbench.UpbenchError("label map val0.png has value 9, but there are 2 classes")
+    def damaged(self, split, index):
+        if (split, index) == ("val", 2):
+            raise upbench.UpbenchError("cannot read val2.png")
+        return read(self, split, index)
 
-    monkeypatch.setattr(dataset, "load", beyond)
+    monkeypatch.setattr(dataset, "read", damaged)
     monkeypatch.setenv("TOY_DATA", "unread")
-    last = main(toy.arguments(out)), capsys.readouterr().err.splitlines()[-1]
-    assert last == (2, "upbench: error: label map val0.png has value 9, but there are 2 classes")
-    assert not out.exists()
+    assert refused(capsys, *toy.arguments(out)) == "upbench: error: cannot read val2.png"
+    assert not out.exists(), "all images are looked at before anything is written"
+
+
+def test_labels_that_are_no_classes(toy, capsys, out, monkeypatch):
+    dataset = toy.find("toy", "dataset")
+    monkeypatch.setattr(dataset, "classes", ("dark",))
+    assert main(toy.arguments(out)) == 1
+    assert "labels 0 to 1 of image 'train0' are out of range: dataset 'toy' names 1 classes" in (
+        capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "/dev/null/run", "/proc/upbench/run"])
@@ -381,10 +410,21 @@ def test_lists(toy, what, capsys):
         "methods": "toy_smooth",
         "tasks": "seg",
         "datasets": "toy",
+        "protocols": "tiny",
         "backbones": "dinov2_vits14_focus",
         "weights": "toy_trained:good",
     }[what]
     assert expected in text
+
+
+def test_the_list_of_protocols_says_every_parameter(toy, capsys):
+    assert main(["list", "protocols", "--json"]) == 0
+    tiny = next(row for row in json.loads(capsys.readouterr().out) if row["name"] == "tiny")
+    assert tiny["version"] == 3
+    assert tiny["parameters"]["geometry.side"] == 32
+    assert tiny["parameters"]["recipe.epochs"] == 2
+    main(["list", "protocols"])
+    assert "recipe.epochs" not in capsys.readouterr().out, "a list fits the screen"
 
 
 def test_report_formats_files_and_folders(toy, out, tmp_path, capsys):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from upbench.contracts.backbone import BackboneInfo
 from upbench.contracts.image import normalize_image
 from upbench.contracts.sample import Camera
 from upbench.contracts.upsampler import Upsampler
 from upbench.errors import UpbenchError
+from upbench.testing import assert_close
 
 
 class WithOptions(Upsampler):
@@ -57,4 +59,20 @@ def test_camera_shapes_are_checked():
 def test_normalize_image():
     image = torch.rand(2, 3, 4, 5)
     out = normalize_image(image, (0.1, 0.2, 0.3), (1.0, 2.0, 4.0))
-    torch.testing.assert_close(out[:, 2], (image[:, 2] - 0.3) / 4)
+    assert_close(out[:, 2], (image[:, 2] - 0.3) / 4)
+
+
+def test_license_under_the_name_of_the_first_edition():
+    class Old(WithOptions):
+        licence = "MIT"
+
+    class Heir(Old):
+        pass
+
+    class New(Old):
+        license = "BSD"
+
+    spelt = [(cls.license, cls.licence) for cls in (WithOptions, Old, Heir, New)]
+    assert spelt == [("", ""), ("MIT", "MIT"), ("MIT", "MIT"), ("BSD", "BSD")]
+    assert BackboneInfo("b", 3, 4, "random", licence="MIT") == BackboneInfo("b", 3, 4, "random", "MIT")
+    assert BackboneInfo("b", 3, 4, "random", license="MIT").licence == "MIT"

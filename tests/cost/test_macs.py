@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from upbench.contracts.upsampler import MacCount
 from upbench.cost.macs import HANDLERS, IGNORED, count_macs
+from upbench.cost.measure import _macs
 from upbench.ops.window.attention import window_attention
 from upbench.ops.window.tables import fraction_table
 from upbench.registry import find_method, plugins
@@ -154,16 +155,6 @@ def test_nothing_is_both_counted_and_ignored() -> None:
     assert not set(HANDLERS) & IGNORED - {"aten::sum"}
 
 
-class Bound(nn.Module):
-    def __init__(self, method: nn.Module, size: tuple[int, int]) -> None:
-        super().__init__()
-        self.method = method
-        self.size = size
-
-    def forward(self, image: Tensor, features: Tensor) -> Any:
-        return self.method(image, features, self.size)
-
-
 Size = tuple[int, int]
 GEOMETRIES = [  # image, features, output
     ((70, 84), (10, 12), (70, 84)),
@@ -174,10 +165,11 @@ GEOMETRIES = [  # image, features, output
 
 
 def count_method(name: str, channels: int, image: Size, features: Size, output: Size) -> MacCount:
-    method = MethodCase(find_method(name), channels=channels).method
+    case = MethodCase(find_method(name), channels=channels)
     inputs = torch.rand(1, 3, *image), torch.randn(1, channels, *features)
-    own = method.macs(*inputs, output)
-    return count_macs(Bound(method, output), *inputs) if own is None else own
+    counted, notes = _macs(case.method, inputs, output, case.backbone)
+    assert counted is not None, notes
+    return counted
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -22,6 +23,7 @@ from upbench.datasets.interiors.classes import CLASSES, MERGED, RAW_CLASSES, mer
 from upbench.datasets.interiors.files import DATA_DIR, SPLITS
 from upbench.datasets.interiors.scenes import Scene, SceneFolder
 from upbench.errors import UpbenchError
+from upbench.testing import assert_close
 
 EVERY = 8  # of the scenes, where looking at all of them would take a minute
 
@@ -93,7 +95,8 @@ def test_differences_of_the_depth_give_the_stored_normals(some_scenes: list[Scen
 def test_normals_are_unit_vectors_that_face_the_viewer(some_scenes: list[Scene]) -> None:
     for scene in some_scenes:
         hit = scene.depth > 0
-        assert np.allclose(np.linalg.norm(scene.normal[hit], axis=-1), 1, atol=1e-5)
+        lengths = np.linalg.norm(scene.normal[hit], axis=-1)
+        assert_close(lengths, np.ones_like(lengths))
         facing = (scene.normal * back_project(scene)).sum(-1)[hit] / scene.depth[hit]
         assert (
             facing > 0.02
@@ -110,31 +113,39 @@ def test_intrinsics_are_those_of_the_field_of_view(folders: dict[str, SceneFolde
             assert (fx, cx, cy) == (fy, half, half)
 
 
+def framed(sample: upbench.Sample, size: int) -> upbench.Framed:
+    """The sample as a protocol of that size shows it."""
+    (frame,) = upbench.SquareCrop(size).frames(sample.size)
+    return frame.of(sample)
+
+
 @pytest.mark.parametrize("size", [96, 224, 448, 600])
 def test_resized_intrinsics_see_the_same_rays(size: int) -> None:
-    data = Interiors()
-    full, small = data.load("val", 0, 448), data.load("val", 0, size)
+    full = Interiors().read("val", 0)
+    small = framed(full, size)
     assert full.camera is not None
     assert small.camera is not None
 
-    def points(sample: upbench.Sample, side: int) -> torch.Tensor:
-        fx, fy, cx, cy = sample.camera.intrinsics[0]  # type: ignore[union-attr]
-        v, u = torch.meshgrid(torch.arange(side) + 0.5, torch.arange(side) + 0.5, indexing="ij")
+    def points(sample: upbench.Sample | upbench.Framed) -> torch.Tensor:
+        assert sample.camera is not None
         assert sample.depth is not None
+        fx, fy, cx, cy = sample.camera.intrinsics[0]
+        side = sample.depth.shape[-1]
+        v, u = torch.meshgrid(torch.arange(side) + 0.5, torch.arange(side) + 0.5, indexing="ij")
         return torch.stack([(u - cx) / fx * sample.depth, (v - cy) / fy * sample.depth, sample.depth])
 
-    corner, opposite = points(small, size)[:, 0, 0], points(small, size)[:, -1, -1]
-    big = points(full, 448)
+    corner, opposite = points(small)[:, 0, 0], points(small)[:, -1, -1]
+    big = points(full)
     reach = 448 / size / 2 + 0.5  # half a pixel of each image, in pixels of the full one
     spacing = float(full.depth.max() / full.camera.intrinsics[0, 0])  # type: ignore[union-attr]
     assert torch.dist(corner, big[:, 0, 0]) < 2 * reach * spacing + 0.05
     assert torch.dist(opposite, big[:, -1, -1]) < 2 * reach * spacing + 0.05
     # and projecting the points again gives the pixels that they came from
-    x, y, z = points(small, size)
+    x, y, z = points(small)
     fx, fy, cx, cy = small.camera.intrinsics[0]
     expected = (torch.arange(size) + 0.5).expand(size, size)
-    torch.testing.assert_close(x / z * fx + cx, expected, atol=2e-3, rtol=0)
-    torch.testing.assert_close(y / z * fy + cy, expected.T, atol=2e-3, rtol=0)
+    assert_close(x / z * fx + cx, expected)
+    assert_close(y / z * fy + cy, expected.T)
 
 
 def test_label_boundaries_lie_on_image_edges(some_scenes: list[Scene]) -> None:
@@ -208,25 +219,31 @@ def test_the_pack_is_small() -> None:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_samples_are_what_the_contract_says(split: str) -> None:
+def test_samples_are_those_of_the_renderer(split: str, folders: dict[str, SceneFolder]) -> None:
+    """Nothing is resized, and every target is that of the same pixel."""
     data = upbench.open_dataset("interiors")
-    sample = data.load(split, len(data.names(split)) - 1, 224)
-    assert sample.name == data.names(split)[-1]
-    assert sample.image.shape == (3, 224, 224)
-    assert sample.image.dtype == torch.float32
-    assert sample.image.min() >= 0
-    assert sample.image.max() <= 1
+    index = len(data.names(split)) - 1
+    sample, scene = data.read(split, index), folders[split][index]
+    assert sample.name == data.names(split)[-1] == str(scene.info["seed"])
+    assert sample.size == data.size(split, index) == (448, 448)
+    assert np.array_equal(sample.image.permute(1, 2, 0), scene.image)
     assert sample.label is not None
     assert sample.depth is not None
     assert sample.normal is not None
-    assert sample.label.dtype == torch.int64
-    assert set(sample.label.unique().tolist()) <= {*range(len(data.classes)), 255}
-    assert sample.depth.dtype == torch.float32
-    assert sample.normal.shape == (3, 224, 224)
-    assert sample.valid.dtype == torch.bool
+    assert sample.valid is not None
+    assert np.array_equal(sample.label, scene.label)
+    assert np.array_equal(sample.depth, scene.depth)
+    assert np.array_equal(sample.normal.permute(1, 2, 0), scene.normal)
     assert sample.valid.float().mean() > 0.99
     assert sample.depth[sample.valid].min() > 0.2
     assert sample.depth.max() < 12
+    assert tuple(sample.camera.intrinsics[0].tolist()) == pytest.approx(scene.intrinsics)
+
+
+def test_the_official_counts_are_those_of_the_package(tmp_path: Path) -> None:
+    data = Interiors()
+    assert {split: len(data.names(split)) for split in SPLITS} == dict(data.counts)
+    assert not Interiors(unpack(tmp_path, 1)).counts, "a folder of other scenes is no part of them"
 
 
 def test_the_fingerprint_follows_the_scenes(tmp_path: Path) -> None:
@@ -257,9 +274,11 @@ def test_packed_and_rendered_folders_read_the_same(tmp_path: Path) -> None:
     rendered = unpack(tmp_path / "rendered", 2)
     sums = pack(rendered, tmp_path / "packed")
     assert {split: numbers["scenes"] for split, numbers in sums.items()} == dict.fromkeys(SPLITS, 2)
-    a, b = Interiors(rendered).load("val", 1, 96), Interiors(tmp_path / "packed").load("val", 1, 96)
+    a, b = Interiors(rendered).read("val", 1), Interiors(tmp_path / "packed").read("val", 1)
     for field in ("image", "label", "depth", "normal", "valid"):
         assert torch.equal(getattr(a, field), getattr(b, field)), field
+    elsewhere = Interiors(shutil.copytree(rendered, tmp_path / "elsewhere"))
+    assert elsewhere.fingerprint("val") == Interiors(rendered).fingerprint("val")
     first = {path.name: path.read_bytes() for path in (tmp_path / "packed").iterdir()}
     pack(rendered, tmp_path / "packed")
     assert first == {path.name: path.read_bytes() for path in (tmp_path / "packed").iterdir()}
@@ -297,7 +316,7 @@ def test_a_corrupt_zip_is_named(copied: Path) -> None:
     shard = copied / "train-00.zip"
     shard.write_bytes(shard.read_bytes()[:5000])
     with pytest.raises(UpbenchError, match=r"cannot read scene \d+ in .*train-00\.zip") as error:
-        Interiors(copied).load("train", 0, 64)
+        Interiors(copied).read("train", 0)
     assert "\n" not in str(error.value)
 
 
@@ -307,13 +326,26 @@ def test_a_flipped_byte_is_noticed(copied: Path) -> None:
     data[2000] ^= 0xFF
     shard.write_bytes(data)
     with pytest.raises(UpbenchError, match="cannot read scene"):
-        Interiors(copied).load("train", 0, 64)
+        Interiors(copied).read("train", 0)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, packed: bool) -> None:
+    folder = unpack(tmp_path / "rendered", 1)
+    file = next((folder / "train").glob("*.jpg"))
+    if packed:
+        pack(folder, tmp_path / "packed")
+        folder, file = tmp_path / "packed", tmp_path / "packed" / "train-00.zip"
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(UpbenchError, match="not a regular file"):
+        Interiors(folder).read("train", 0)
 
 
 def test_a_missing_zip_is_named(copied: Path) -> None:
     (copied / "val-00.zip").unlink()
     with pytest.raises(UpbenchError, match=r"val-00\.zip"):
-        Interiors(copied).load("val", 0, 64)
+        Interiors(copied).read("val", 0)
 
 
 def test_a_missing_or_damaged_index_is_named(copied: Path) -> None:

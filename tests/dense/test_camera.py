@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,6 +11,8 @@ from upbench.contracts.sample import Camera
 from upbench.dense.camera import CameraChoice
 from upbench.errors import UpbenchError
 from upbench.results.cell import MethodSpec
+from upbench.results.records import load_records, read_records
+from upbench.results.report import render
 from upbench.run.loop import run
 
 
@@ -66,9 +70,6 @@ def test_what_a_method_is_given() -> None:
 
 
 def test_identity_true_and_wrong_focal_lengths_are_rows_of_one_table(toy, tmp_path) -> None:
-    from upbench.results.records import read_records
-    from upbench.results.report import render
-
     methods = [{"name": "toy_posed", "camera": camera} for camera in ("identity", "dataset", "dataset*2")]
     records = run(toy.config(tmp_path, methods, tasks=["depth"], seeds=1))
     assert [record.status for record in records] == ["ok"] * 3
@@ -78,20 +79,17 @@ def test_identity_true_and_wrong_focal_lengths_are_rows_of_one_table(toy, tmp_pa
         "toy_posed (camera=dataset)",
         "toy_posed (camera=dataset*2)",
     ]
-    stored = read_records([tmp_path])
-    assert sorted(stored["camera"]) == ["", "dataset", "dataset*2"]
-    table = render(stored)
+    assert sorted(read_records([tmp_path])["camera"]) == ["", "dataset", "dataset*2"]
+    table = render(load_records([tmp_path]))
     assert all(title in table for title in ("(camera=dataset)", "(camera=dataset*2)"))
     again = run(toy.config(tmp_path, methods, tasks=["depth"], seeds=1))
     assert [record.started for record in again] == [record.started for record in records], "nothing is redone"
 
 
 def test_a_dataset_without_cameras_is_a_reason_to_skip(toy, tmp_path, monkeypatch) -> None:
-    from dataclasses import replace
-
     dataset = toy.find("toy", "dataset")
-    load = dataset.load
-    monkeypatch.setattr(dataset, "load", lambda *args: replace(load(*args), camera=None))
+    read = dataset.read
+    monkeypatch.setattr(dataset, "read", lambda *args: replace(read(*args), camera=None))
     methods = ["toy_posed", {"name": "toy_posed", "camera": "dataset"}]
     records = run(toy.config(tmp_path, methods, tasks=["depth"], seeds=1))
     assert [record.status for record in records] == ["ok", "skipped"]

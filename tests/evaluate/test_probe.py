@@ -3,88 +3,108 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from probing import CHANNELS, SIZE, Attending, Resized, Toy, view
-
-from upbench.contracts.sample import Sample
-from upbench.errors import UpbenchError
-from upbench.evaluate.probe import (
-    Conditioning,
-    Evaluation,
-    _batches,
-    evaluate,
-    grid,
-    learning_rate_factor,
-    train_probe,
-    training_steps,
+from probing import (
+    CHANNELS,
+    Attending,
+    Bent,
+    Gallery,
+    Maps,
+    Resized,
+    protocol,
+    samples,
+    split,
+    trained_on,
+    view,
 )
-from upbench.evaluate.protocol import PRESETS, ProbeConfig, find_preset
+from torch import Tensor
+
+from upbench.contracts.operator import FunctionOperator
+from upbench.contracts.protocol import Protocol, Recipe
+from upbench.contracts.sample import Framed
+from upbench.dense.method import MethodCall
+from upbench.dense.view import UpsampledSplit
+from upbench.errors import UpbenchError
+from upbench.evaluate.conditioning import Conditioning, learning_rate_scale
+from upbench.evaluate.probe import Head, Probe, TrainingSet, View, train_probes
+from upbench.evaluate.schedule import training_steps
+from upbench.evaluate.score import Evaluation, evaluate_probes
+from upbench.features.images import SplitImages
 from upbench.registry import find_task
+from upbench.testing import assert_close
 
 
-@pytest.mark.parametrize("shrinkage", [0.0, 1.0, 30.0])
-def test_conditioning_is_folded_exactly(shrinkage):
-    generator = torch.Generator().manual_seed(1)
-    mixing = torch.randn(CHANNELS, CHANNELS, generator=generator)
-    x = torch.einsum("dc,nchw->ndhw", mixing, torch.randn(3, CHANNELS, 9, 9, generator=generator)) + 4
-    conditioning = Conditioning.of(x, shrinkage)
-    flat = x.transpose(0, 1).flatten(1)
-    z = conditioning.scale @ (flat - conditioning.mean[:, None])
-    weight, bias = torch.randn(5, CHANNELS), torch.randn(5)
-    folded_weight, folded_bias = conditioning.fold(weight, bias)
-    found = folded_weight @ flat + folded_bias[:, None]
-    assert torch.allclose(found, weight @ z + bias[:, None], atol=1e-3)
-    variances, axes = torch.linalg.eigh(torch.cov(flat, correction=0))
-    expected = axes @ torch.diag(variances / (variances + shrinkage * variances.mean())) @ axes.T
-    assert torch.allclose(torch.cov(z, correction=0), expected, atol=1e-3)
-    assert torch.allclose(z.mean(1), torch.zeros(CHANNELS), atol=1e-4)
+def train(up: UpsampledSplit, recipe: Recipe, seed: int = 0, task=None, progress=None) -> Probe:
+    task = find_task("seg")() if task is None else task
+    outputs = task.outputs(up.images.dataset, up.images.protocol)
+    ((probe,),) = train_probes([Head(task, outputs, recipe)], trained_on(up), [seed], progress)
+    return probe
 
 
-def test_a_constant_channel_does_no_harm():
-    x = torch.randn(2, 3, 4, 4)
-    x[:, 1] = 7
-    for features in (x, torch.ones(2, 3, 4, 4)):
-        weight, bias = Conditioning.of(features, 0).fold(torch.randn(2, 3), torch.zeros(2))
-        assert weight.isfinite().all()
-        assert bias.isfinite().all()
+def evaluate(
+    task, probe: Probe, up: UpsampledSplit, rules: Protocol | None = None, progress=None
+) -> Evaluation:
+    rules = rules or up.images.protocol
+    evaluator = task.evaluator(up.images.dataset, rules)
+    (found,) = evaluate_probes(task, [probe], [evaluator], View(up.images, up), rules, progress)
+    return found
 
 
-@given(height=st.integers(1, 60), width=st.integers(1, 60), share=st.floats(0.05, 1))
-def test_the_grid_covers_every_pixel_with_crops_of_one_size(height, width, share):
-    seen = torch.zeros(height, width, dtype=torch.long)
-    cells = grid((height, width), share)
-    for rows, cols in cells:
-        seen[rows, cols] += 1
-    assert (seen >= 1).all()
-    assert len({(r.stop - r.start, c.stop - c.start) for r, c in cells}) == 1
-    if share == 1:
-        assert cells == [(slice(0, height), slice(0, width))]
+class Counter:
+    """A progress bar that counts."""
+
+    def __init__(self) -> None:
+        self.done = 0
+
+    def advance(self, steps: int = 1) -> None:
+        self.done += steps
 
 
-def test_every_pixel_of_every_image_is_seen_equally_often():
-    config = ProbeConfig(epochs=32, batch_size=4, crop=0.25)
-    seen = torch.zeros(6, SIZE, SIZE, dtype=torch.long)
-    batches = list(_batches(6, (SIZE, SIZE), config, torch.Generator().manual_seed(0)))
-    assert len(batches) == training_steps(6, config) == 64
-    for batch in batches:
-        for image, (rows, cols) in batch:
-            seen[image, rows, cols] += 1
-    assert (seen == 2).all()
+class TestConditioning:
+    @pytest.mark.parametrize("shrinkage", [0.0, 1.0, 30.0])
+    def test_is_folded_exactly(self, shrinkage):
+        generator = torch.Generator().manual_seed(1)
+        mixing = torch.randn(CHANNELS, CHANNELS, generator=generator)
+        x = torch.einsum("dc,nchw->ndhw", mixing, torch.randn(3, CHANNELS, 9, 9, generator=generator)) + 4
+        conditioning = Conditioning.of(Maps(list(x)).moments(), shrinkage)
+        flat = x.transpose(0, 1).flatten(1)
+        z = conditioning.scale @ (flat - conditioning.mean[:, None])
+        weight, bias = torch.randn(5, CHANNELS), torch.randn(5)
+        folded_weight, folded_bias = conditioning.fold(weight, bias)
+        found = folded_weight @ flat + folded_bias[:, None]
+        assert_close(found, weight @ z + bias[:, None])
+        variances, axes = torch.linalg.eigh(torch.cov(flat, correction=0))
+        expected = axes @ torch.diag(variances / (variances + shrinkage * variances.mean())) @ axes.T
+        assert_close(torch.cov(z, correction=0), expected, terms=1024)  # of an inverse
+        assert_close(z.mean(1), torch.zeros(CHANNELS), scale=z)
+
+    def test_several_probes_are_folded_at_once(self):
+        conditioning = Conditioning.of(samples_moments(), 1.0)
+        weight, bias = torch.randn(3, 5, CHANNELS), torch.randn(3, 5)
+        folded = conditioning.fold(weight, bias)
+        for s in range(3):
+            one = conditioning.fold(weight[s], bias[s])
+            assert_close(folded[0][s], one[0])
+            assert_close(folded[1][s], one[1])
+
+    def test_a_constant_channel_does_no_harm(self):
+        x = torch.randn(2, 3, 4, 4)
+        x[:, 1] = 7
+        for features in (x, torch.ones(2, 3, 4, 4)):
+            conditioning = Conditioning.of(Maps(list(features)).moments(), 0)
+            weight, bias = conditioning.fold(torch.randn(2, 3), torch.zeros(2))
+            assert weight.isfinite().all()
+            assert bias.isfinite().all()
+
+    def test_the_bias_learns_as_fast_as_all_weights_together(self):
+        assert learning_rate_scale(384) == pytest.approx(math.sqrt(384))
 
 
-def test_learning_rate_rises_and_falls():
-    config = ProbeConfig(warmup=0.1)
-    factors = [learning_rate_factor(step, 100, config) for step in range(100)]
-    assert factors[:10] == sorted(factors[:10])
-    assert factors[10] == 1
-    assert factors[10:] == sorted(factors[10:], reverse=True)
-    assert 0 < factors[-1] < 1e-3
-    assert learning_rate_factor(99, 100, ProbeConfig(schedule="constant")) == 1
-    assert learning_rate_factor(0, 1, ProbeConfig(warmup=0)) == 1
+def samples_moments():
+    return Maps(list(samples()[1])).moments()
 
 
 class TestTraining:
@@ -100,25 +120,26 @@ class TestTraining:
         task, up = find_task(name)(), view(Resized())
 
         def after(epochs: int) -> Evaluation:
-            config = ProbeConfig(epochs=epochs, batch_size=5, lr=0.05, crop=0.5, weight_decay=0.01)
-            trained = train_probe(task, Toy(), up, up.samples, config, 0)
-            return evaluate(task, Toy(), trained, up, up.samples)
+            recipe = Recipe(epochs=epochs, batch_size=5, lr=0.05, crop=0.5, weight_decay=0.01)
+            return evaluate(task, train(up, recipe, task=task), up)
 
         start, end = after(1), after(60)
         assert good(end.metrics)
         assert not good(start.metrics)
-        assert end.names == [sample.name for sample in up.samples]
+        assert end.names == up.images.names
         assert len(end.per_image) == 5
 
-    def test_the_seed_decides_and_nothing_else(self):
-        task, up = find_task("seg")(), view(Attending())
-        config = ProbeConfig(epochs=3, batch_size=2)
-        first = train_probe(task, Toy(), up, up.samples, config, 7)
+    @pytest.mark.parametrize("init", ["small", "conv"])
+    def test_the_seed_decides_and_nothing_else(self, init):
+        up = view(Attending())
+        recipe = Recipe(epochs=3, batch_size=2, init=init)
+        first = train(up, recipe, 7)
         torch.rand(9)  # the global generator plays no part
-        second = train_probe(task, Toy(), up, up.samples, config, 7)
-        other = train_probe(task, Toy(), up, up.samples, config, 8)
+        second = train(up, recipe, 7)
+        other = train(up, recipe, 8)
         assert torch.equal(first.weight, second.weight)
         assert torch.equal(first.bias, second.bias)
+        assert first.loss == second.loss
         assert not torch.equal(first.weight, other.weight)
 
     def test_operator_and_dense_training_give_the_same_probe(self):
@@ -129,88 +150,213 @@ class TestTraining:
             def forward(self, image, features, output_size):
                 return Attending().forward(image, features, output_size)
 
-        task, config = find_task("seg")(), ProbeConfig(epochs=5, batch_size=2)
-        probes = []
-        for method in (Attending(), NoOperator()):
-            up = view(method)
-            probes.append(train_probe(task, Toy(), up, up.samples, config, 0))
-        assert torch.allclose(probes[0].weight, probes[1].weight, atol=2e-2)
+        recipe = Recipe(epochs=5, batch_size=2)
+        one, two = (train(view(method), recipe) for method in (Attending(), NoOperator()))
+        assert_close(one.weight, two.weight, terms=2**20)  # steps amplify roundings
 
-    def test_progress_is_told_of_every_step(self):
-        class Counter:
-            done = 0
-            texts: list[str] = []
+    def test_the_loss_is_the_mean_of_the_last_tenth(self):
+        class Recording(type(find_task("seg")())):
+            seen: list[float] = []
 
-            def advance(self, steps: int = 1) -> None:
-                self.done += steps
+            def loss(self, prediction, target, valid):
+                value = super().loss(prediction, target, valid)
+                self.seen.append(value.item())
+                return value
 
-            def note(self, text: str) -> None:
-                self.texts.append(text)
+        task = Recording()
+        probe = train(view(Resized()), Recipe(epochs=20, batch_size=2), task=task)
+        assert probe.steps == len(task.seen) == 60
+        assert probe.loss == pytest.approx(sum(task.seen[-6:]) / 6)
+        assert probe.loss < task.seen[0]
 
-        task, up, config, counter = (
+    def test_progress_is_told_of_every_step_and_every_image(self):
+        task, up, recipe, counter = (
             find_task("seg")(),
             view(Resized()),
-            ProbeConfig(epochs=2, batch_size=2),
+            Recipe(epochs=2, batch_size=2),
             Counter(),
         )
-        trained = train_probe(task, Toy(), up, up.samples, config, 0, counter)
-        assert counter.done == trained.steps == training_steps(5, config) == 6
-        evaluate(task, Toy(), trained, up, up.samples, counter)
+        probe = train(up, recipe, progress=counter)
+        assert counter.done == probe.steps == training_steps(5, recipe) == 6
+        evaluate(task, probe, up, progress=counter)
         assert counter.done == 11
-        assert counter.texts[0].startswith("loss ")
 
+    def test_flips_show_the_method_the_mirrored_image(self):
+        """Features of the mirrored image, which are not the mirrored features."""
+        task, up = find_task("seg")(), view(Attending())
+        images, _ = split(5, mirrored=True)
+        low = [torch.randn(CHANNELS, 6, 6) for _ in range(5)]
+        mirrored = UpsampledSplit(MethodCall(Attending()), images, Maps(low))
+        data = replace(trained_on(up), mirrored=lambda: View(images, mirrored))
+        always = Recipe(epochs=2, batch_size=2, flip=1.0)
+        ((probe,),) = train_probes([Head(task, 4, always)], data, [0])
+        alone = replace(trained_on(mirrored), moments=up.low.moments)
+        ((expected,),) = train_probes([Head(task, 4, replace(always, flip=0.0))], alone, [0])
+        assert torch.equal(probe.weight, expected.weight)
+        with pytest.raises(UpbenchError, match="a recipe with flips needs mirrored images"):
+            train_probes([Head(task, 4, always)], trained_on(up), [0])
+
+    def test_tokens_are_seen_everywhere(self):
+        up = view(Resized(), 2)
+        tokens = torch.randn(2, 3)
+        probe = Probe(torch.randn(4, CHANNELS), torch.randn(4), 0.0, 1, torch.randn(4, 3))
+        batch = up.batch([0, 1])
+        found = probe.outputs(batch, tokens)
+        expected = batch.project(probe.weight, probe.bias) + (tokens @ probe.token_weight.T)[:, :, None, None]
+        assert_close(found, expected)
+
+
+class TestErrors:
     def test_bad_ground_truth_is_named(self):
-        task, up = find_task("seg")(), view(Resized())
-        bare = [Sample("bare", s.image, s.valid) for s in up.samples]
-        with pytest.raises(UpbenchError, match="'seg' needs label, which image 'bare' does not have"):
-            train_probe(task, Toy(), up, bare, ProbeConfig(), 0)
-        small = [Sample("small", s.image, s.valid, label=s.label[:9]) for s in up.samples]
-        with pytest.raises(UpbenchError, match=r"'small' is \[9, 24\], the output \[24, 24\]"):
-            train_probe(task, Toy(), up, small, ProbeConfig(), 0)
+        found, features = samples()
+        bare = SplitImages(
+            Gallery([replace(found[0], name="bare", label=None), *found[1:]]), "train", protocol(), stride=4
+        )
+        up = UpsampledSplit(MethodCall(Resized()), bare, Maps(list(features)))
+        with pytest.raises(UpbenchError, match=r"image '\w+' does not have label"):
+            train(up, Recipe(batch_size=5))
+
+        class Small(SplitImages):
+            def framed(self, index: int, size=None) -> Framed:
+                framed = super().framed(index, size)
+                return replace(framed, valid=framed.valid[:9], label=framed.label[:9])
+
+        images = Small(Gallery(found), "train", protocol(), stride=4)
+        with pytest.raises(
+            UpbenchError, match=r"ground truth of image 'image\d' is \[9, 24\], less than the out"
+        ):
+            train(UpsampledSplit(MethodCall(Resized()), images, Maps(list(features))), Recipe(crop=1.0))
+
+    def test_views_that_do_not_go_together_are_refused(self):
+        up, (four, _) = view(Resized()), split(4)
+        data = TrainingSet(View(four, up), CHANNELS, up.low.moments)
         with pytest.raises(UpbenchError, match="5 upsampled images do not go with 4 samples"):
-            train_probe(task, Toy(), up, up.samples[:4], ProbeConfig(), 0)
+            train_probes([Head(find_task("seg")(), 4, Recipe())], data, [0])
 
-    def test_divergence_is_an_error(self):
+    @pytest.mark.parametrize("value", [math.inf, math.nan])
+    def test_divergence_is_an_error(self, value):
         class Exploding(type(find_task("seg")())):
+            calls = 0
+
             def loss(self, prediction, target, valid):
-                return super().loss(prediction, target, valid) * math.inf
+                self.calls += 1
+                return super().loss(prediction, target, valid) * (value if self.calls == 53 else 1)
 
+        with pytest.raises(
+            UpbenchError, match=f"loss of task 'seg' is {value} at step 52: training diverged"
+        ):
+            train(view(Resized()), Recipe(epochs=60, batch_size=2), task=Exploding())
+
+    def test_features_that_are_not_finite_are_named(self):
+        class BrokenOperator(Resized):
+            def operator(self, image, features, output_size, camera=None):
+                return FunctionOperator(lambda v: self(image, v, output_size) * math.nan, output_size)
+
+        class BrokenLater(Bent):
+            def forward(self, image, features, output_size):
+                made = super().forward(image, features, output_size)
+                return made * math.nan if self.asked == 4 else made
+
+        BrokenOperator.name, BrokenLater.name = "broken_operator", "broken_later"
+        with pytest.raises(
+            UpbenchError, match="'broken_operator': its operator gives values that are not finite"
+        ):
+            train(view(BrokenOperator()), Recipe())
+        with pytest.raises(UpbenchError, match="'broken_later' gives features that are not finite for image"):
+            train(view(BrokenLater()), Recipe())
         up = view(Resized())
-        with pytest.raises(UpbenchError, match="training diverged"):
-            train_probe(Exploding(), Toy(), up, up.samples, ProbeConfig(), 0)
+        data = trained_on(up)
+        moments = up.low.moments()
+        up.low.maps[3][0, 0, 0] = math.inf
+        data = replace(data, moments=lambda: moments)
+        with pytest.raises(UpbenchError, match="features of image 'image3' are not finite"):
+            train_probes([Head(find_task("seg")(), 4, Recipe())], data, [0])
+
+    def test_a_culprit_among_the_mirrored_is_named_too(self):
+        up, (images, maps) = view(Resized()), split(5, mirrored=True)
+        maps.maps[2] = torch.full_like(maps.maps[2], math.nan)
+        mirrored = UpsampledSplit(MethodCall(Resized()), images, maps)
+        data = replace(trained_on(up), mirrored=lambda: View(images, mirrored))
+        with pytest.raises(UpbenchError, match="features of image 'image2' are not finite"):
+            train_probes([Head(find_task("seg")(), 4, Recipe(epochs=8, flip=0.5))], data, [0, 1])
 
 
-class TestProtocol:
-    def test_presets(self):
-        assert {name: (p.protocol, p.image_size, p.output_size) for name, p in PRESETS.items()} == {
-            "quick": ("quick-v1", 224, 224),
-            "standard": ("standard-v1", 448, 448),
-        }
+class TestTogether:
+    """Heads of several tasks in one pass over the batches."""
 
-    def test_overrides_replace_single_settings(self):
-        preset = find_preset("quick")
-        changed = preset.probe_for({"epochs": 3})
-        assert changed.epochs == 3
-        assert changed.lr == preset.probe.lr
-        assert preset.probe_for() == preset.probe
+    SHARED = Recipe(epochs=3, batch_size=2, crop=0.5, order="shared")
+
+    def heads(self) -> list[Head]:
+        """They differ in whatever may differ."""
+        return [
+            Head(find_task("seg")(), 4, self.SHARED),
+            Head(find_task("depth")(), 256, replace(self.SHARED, lr=0.03, shrinkage=None, init="conv")),
+            Head(find_task("normals")(), 3, replace(self.SHARED, schedule="constant", optimizer="adam")),
+        ]
+
+    @pytest.mark.parametrize("method", [Resized, Attending, Bent])
+    def test_each_is_what_it_is_alone(self, method):
+        data, heads = trained_on(view(method())), self.heads()
+        together = train_probes(heads, data, [3, 5])
+        assert [len(probes) for probes in together] == [2, 2, 2]
+        for head, probes in zip(heads, together, strict=True):
+            (alone,) = train_probes([head], data, [3, 5])
+            for one, two in zip(probes, alone, strict=True):
+                assert torch.equal(one.weight, two.weight)
+                assert torch.equal(one.bias, two.bias)
+                assert one.loss == two.loss
+
+    def test_they_share_the_upsampling(self):
+        class Counting(Attending):
+            crops = 0
+
+            def operator(self, image, features, output_size, camera=None):
+                Counting.crops += 1
+                return super().operator(image, features, output_size, camera)
+
+        counts = []
+        for heads in (self.heads()[:1], self.heads()):
+            Counting.crops = 0
+            train_probes(heads, trained_on(view(Counting(), budget=-1)), [0])
+            counts.append(Counting.crops)
+        assert counts[0] == counts[1] > 0
 
     @pytest.mark.parametrize(
-        ("settings", "message"),
+        "change",
         [
-            ({"epoch": 3}, "unknown probe setting 'epoch'; did you mean 'epochs'"),
-            ({"epochs": 0}, "epochs must be at least 1"),
-            ({"crop": 0.0}, r"crop must be in \(0, 1\]"),
-            ({"crop": 1.5}, r"crop must be in \(0, 1\]"),
-            ({"warmup": -0.1}, r"warmup must be in \[0, 1\]"),
-            ({"lr": 0.0}, "lr must be in"),
-            ({"schedule": "cosin"}, "unknown probe schedule 'cosin'; did you mean 'cosine'"),
-            ({"shrinkage": -1.0}, r"shrinkage must be in \[0, 1000\]"),
+            {"order": "own"},
+            {"epochs": 4},
+            {"batch_size": 3},
+            {"crop": 1.0},
+            {"flip": 0.5},
+            {"cls_token": "unit"},
         ],
     )
-    def test_bad_settings_are_named(self, settings, message):
-        with pytest.raises(UpbenchError, match=message):
-            find_preset("quick").probe_for(settings)
+    def test_heads_that_see_other_batches_are_refused(self, change):
+        first, *others = self.heads()
+        assert all(first.goes_with(other) for other in others)
+        other = replace(first, recipe=replace(self.SHARED, **change))
+        assert not other.goes_with(first) or not first.goes_with(other)
+        with pytest.raises(UpbenchError, match="do not see the same batches"):
+            train_probes([first, other], trained_on(view(Resized())), [0])
 
-    def test_an_unknown_preset_is_named(self):
-        with pytest.raises(UpbenchError, match="unknown preset 'quik'; did you mean 'quick'"):
-            find_preset("quik")
+    def test_heads_with_orders_of_their_own_do_not_go_together(self):
+        own = Head(find_task("seg")(), 4, Recipe())
+        assert not own.goes_with(own)
+        with pytest.raises(UpbenchError, match="do not see the same batches"):
+            train_probes([own, own], trained_on(view(Resized())), [0])
+
+
+def test_tasks_may_have_losses_of_other_kinds() -> None:
+    """Whatever has a name, a target and a loss can be trained."""
+
+    class Mean:
+        name, target = "mean", "depth"
+
+        def loss(self, prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+            return (prediction[:, 0] - target).square()[valid].mean()
+
+    recipe = Recipe(epochs=200, batch_size=5, lr=0.05, crop=1.0, weight_decay=0.0)
+    ((probe,),) = train_probes([Head(Mean(), 1, recipe)], trained_on(view(Resized())), [0])
+    depth = torch.stack([s.depth for s in samples()[0]])
+    assert probe.loss < 0.5 * float(depth.var())

@@ -12,6 +12,7 @@ from upbench.cost.macs import count_macs
 from upbench.layers import convolutions, strips
 from upbench.layers.convolutions import Branch, Encoder, convolution, residual_encoder
 from upbench.layers.strips import can_stream
+from upbench.testing import assert_close
 
 KINDS = {
     "1x1": ((1, 1), 2, 1, (0, 0)),
@@ -64,8 +65,7 @@ def test_strips_equal_the_whole(name: str, size: tuple[int, int]) -> None:
         exact = plain(copy.deepcopy(encoder).double(), image.double())
         ordinary = plain(encoder, image)
     assert found.shape == exact.shape
-    error, ordinary_error = ((x - exact).abs().max() for x in (found, ordinary))
-    assert error < 2e-5 + 2 * ordinary_error
+    assert_close(found, ordinary, reference=exact)
 
 
 @pytest.mark.usefixtures("small_strips")
@@ -76,9 +76,9 @@ def test_the_image_is_left_alone_and_any_layout_will_do() -> None:
     with torch.inference_mode():
         first = encoder(image)
         second = encoder(image.contiguous(memory_format=torch.channels_last))
-        assert torch.equal(encoder(image.expand(2, 3, 20, 22)), first)
+        assert_close(encoder(image.expand(2, 3, 20, 22)), first)
     assert torch.equal(image, before)
-    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    assert_close(first, second)
 
 
 def test_what_is_not_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,4 +105,4 @@ def test_a_stem_that_is_no_convolution_takes_the_plain_way() -> None:
     encoder = residual_encoder(nn.Sequential(convolution(3, 16)), 16)
     with torch.no_grad():
         image = torch.randn(1, 3, 128, 128)
-        torch.testing.assert_close(encoder(image), plain(encoder, image), rtol=0, atol=0)
+        assert_close(encoder(image), plain(encoder, image))

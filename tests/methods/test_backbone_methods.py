@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from upbench.contracts.backbone import Backbone, BackboneInfo
 from upbench.contracts.operator import SourcedOperator
-from upbench.contracts.upsampler import Setting, Upsampler
+from upbench.contracts.upsampler import Setting
 from upbench.errors import UpbenchError
 from upbench.methods.strided import overlapping
 from upbench.ops.placement import placement_matrix
 from upbench.ops.resample import interpolation_matrix, resize
-from upbench.testing import tiny_backbone
+from upbench.testing import assert_close, tiny_backbone
 from upbench.weights.load import load_method
 
 NAMES = ("large_image", "strided", "shift_average")
@@ -59,19 +59,21 @@ def rotary_backbone() -> Backbone:
     return Backbone(model, BackboneInfo("tiny-eva", 16, 4, "random"))
 
 
-def build(name: str, backbone: Backbone, **options: Any) -> Upsampler:
-    return load_method(name, backbone=backbone, **options)
-
-
 def run(
-    method: Upsampler, image01: Tensor, grid: tuple[int, int], output_size: tuple[int, int]
+    name: str,
+    backbone: Backbone,
+    image01: Tensor,
+    grid: tuple[int, int],
+    output_size: tuple[int, int],
+    **options: Any,
 ) -> tuple[Tensor, Tensor]:
     """The dense features and the sources that they were interpolated from."""
+    method: Any = load_method(name, backbone=backbone, **options)
     image, features = method.normalize(image01), torch.zeros(len(image01), method.channels, *grid)
     with torch.no_grad():
-        operator = method.operator(image, features, output_size)
+        operator = method.operator(image, features, output_size, backbone=backbone)
         assert isinstance(operator, SourcedOperator)
-        return method(image, features, output_size), operator.sources
+        return method(image, features, output_size, backbone=backbone), operator.sources
 
 
 def embeddings(backbone: Backbone) -> list[Tensor]:
@@ -96,9 +98,9 @@ def test_a_factor_of_one_is_the_backbone_interpolated(name: str, size: tuple[int
     h, w = (round(n / 4) for n in size)
     with torch.no_grad():
         expected = backbone(backbone.fit(image01))
-    dense, sources = run(build(name, backbone, **ONE[name]), image01, (h, w), (3 * h, 5 * w))
-    torch.testing.assert_close(sources, expected, rtol=0, atol=2e-5)
-    torch.testing.assert_close(dense, resize(expected, (3 * h, 5 * w), "bilinear"), rtol=0, atol=2e-5)
+    dense, sources = run(name, backbone, image01, (h, w), (3 * h, 5 * w), **ONE[name])
+    assert_close(sources, expected)
+    assert_close(dense, resize(expected, (3 * h, 5 * w), "bilinear"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -108,18 +110,19 @@ def test_two_backbones_give_the_features_of_each(name: str) -> None:
     with torch.no_grad():
         other.model.norm.weight.mul_(2)
         other.model.norm.bias.mul_(2)
-    first, _ = run(build(name, one), image01, (6, 6), (24, 24))
-    second, _ = run(build(name, other), image01, (6, 6), (24, 24))
-    torch.testing.assert_close(second, 2 * first)
+    first, _ = run(name, one, image01, (6, 6), (24, 24))
+    second, _ = run(name, other, image01, (6, 6), (24, 24))
+    assert_close(second, 2 * first)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_features_of_another_backbone_are_refused(name: str) -> None:
-    method = build(name, tiny_backbone())
+    backbone = tiny_backbone()
+    method = load_method(name, backbone=backbone)
     with pytest.raises(
         UpbenchError, match="features have 8 channels, the backbone that the method runs has 16"
     ):
-        method(method.normalize(smooth(24, 24)), torch.zeros(1, 8, 6, 6), (24, 24))
+        method(method.normalize(smooth(24, 24)), torch.zeros(1, 8, 6, 6), (24, 24), backbone=backbone)
 
 
 @pytest.mark.parametrize(
@@ -147,12 +150,12 @@ def test_the_large_grid_is_never_finer_than_the_output(
     scale: int, output_size: tuple[int, int], grid: tuple[int, int]
 ) -> None:
     backbone, image01 = tiny_backbone(), smooth(24, 32)
-    dense, sources = run(build("large_image", backbone, scale=scale), image01, (6, 8), output_size)
+    dense, sources = run("large_image", backbone, image01, (6, 8), output_size, scale=scale)
     assert tuple(sources.shape[-2:]) == grid
     with torch.no_grad():
         expected = backbone(backbone.resized(image01, (4 * grid[0], 4 * grid[1])))
-    torch.testing.assert_close(sources, expected, rtol=0, atol=2e-5)
-    torch.testing.assert_close(dense, resize(expected, output_size, "bilinear"), rtol=0, atol=2e-5)
+    assert_close(sources, expected)
+    assert_close(dense, resize(expected, output_size, "bilinear"))
 
 
 # ------------------------------------------------------------------------------------------ strided
@@ -174,19 +177,19 @@ def test_patches_are_those_of_the_plain_backbone(make: Any, stride: int, grid: t
                 for j in range(width // 4):
                     if (top + 4 * i) % stride == 0 and (left + 4 * j) % stride == 0:
                         mine = seen[0][..., (top + 4 * i) // stride, (left + 4 * j) // stride]
-                        torch.testing.assert_close(mine, seen[-1][..., i, j], rtol=0, atol=1e-5)
+                        assert_close(mine, seen[-1][..., i, j])
 
 
 @pytest.mark.parametrize("make", [tiny_backbone, rotary_backbone])
-def test_at_the_plain_stride_it_is_the_backbone_exactly(make: Any) -> None:
+def test_at_the_plain_stride_it_is_the_backbone(make: Any) -> None:
     backbone = make()
     for size in ((32, 32), (24, 40)):  # that of its positions, and another
         image01 = smooth(*size, batch=2)
         with torch.no_grad():
-            assert torch.equal(overlapping(backbone, image01, 4), backbone(image01))
+            assert_close(overlapping(backbone, image01, 4), backbone(image01))
 
 
-def test_half_the_stride_keeps_the_plain_patches_exactly() -> None:
+def test_half_the_stride_keeps_the_plain_patches() -> None:
     backbone, image01 = tiny_backbone(), smooth(32, 24)
     seen = embeddings(backbone)
     with torch.no_grad():
@@ -194,7 +197,7 @@ def test_half_the_stride_keeps_the_plain_patches_exactly() -> None:
         backbone(image01)
     dense, plain = seen
     assert dense.shape[-2:] == (15, 11)
-    assert torch.equal(dense[..., ::2, ::2], plain)
+    assert_close(dense[..., ::2, ::2], plain)
 
 
 def test_positions_are_those_of_the_denser_grid() -> None:
@@ -208,7 +211,7 @@ def test_positions_are_those_of_the_denser_grid() -> None:
     positions = backbone.model.pos_embed[:, 1:].reshape(1, 8, 8, 16).permute(0, 3, 1, 2)
     finer = F.interpolate(positions, (15, 15), mode="bicubic", antialias=True)
     patch = backbone.model.patch_embed.proj(backbone.normalize(image01))[..., :1, :1]
-    torch.testing.assert_close(seen[0][:, 1:], (patch + finer).flatten(2).mT, rtol=0, atol=1e-5)
+    assert_close(seen[0][:, 1:], (patch + finer).flatten(2).mT)
 
 
 def test_each_feature_stands_at_the_centre_of_its_patch() -> None:
@@ -216,13 +219,13 @@ def test_each_feature_stands_at_the_centre_of_its_patch() -> None:
     rows = placement_matrix([2 + 2 * i for i in range(9)], 20, 40)
     ramp = rows @ torch.tensor([2.0 + 2 * i for i in range(9)])
     expected = ((torch.arange(40) + 0.5) / 2).clamp(2, 18)
-    torch.testing.assert_close(ramp, expected)
+    assert_close(ramp, expected)
 
 
-def test_the_lent_backbone_is_left_alone() -> None:
+def test_the_backbone_is_left_alone() -> None:
     backbone = tiny_backbone()
     before = copy.deepcopy(backbone)
-    run(build("strided", backbone), smooth(24, 24), (6, 6), (24, 24))
+    run("strided", backbone, smooth(24, 24), (6, 6), (24, 24))
     assert repr(backbone) == repr(before)
     assert backbone.model.patch_embed.proj.stride == (4, 4)
     image01 = smooth(24, 24)
@@ -231,11 +234,11 @@ def test_the_lent_backbone_is_left_alone() -> None:
 
 
 def test_strided_is_skipped_without_patches() -> None:
-    method = build("strided", mean_backbone(4))
+    method = load_method("strided", backbone=mean_backbone(4))
     setting = Setting("resnet50", 2048, 32, (64, 64), (2, 2), (64, 64))
     assert "'resnet50' is none" in (method.skip_reason(setting) or "")
     with pytest.raises(UpbenchError, match="needs a plain ViT, whose patches can overlap; backbone 'mean'"):
-        method(smooth(8, 8), torch.zeros(1, 3, 2, 2), (8, 8))
+        method(smooth(8, 8), torch.zeros(1, 3, 2, 2), (8, 8), backbone=mean_backbone(4))
     plain = Setting("vit", 384, 14, (224, 224), (16, 16), (224, 224), patch_size=14)
     assert method.skip_reason(plain) is None
 
@@ -255,15 +258,15 @@ def test_offsets(stride: int, shifts: int, offsets: list[int]) -> None:
 def test_interleaved_means_are_pooling_at_every_shift() -> None:
     """Of a backbone that averages patches, the sources are one average pooling of the mirrored image."""
     image01 = torch.rand(2, 3, 24, 32)
-    _, sources = run(build("shift_average", mean_backbone(4), shifts=4), image01, (6, 8), (24, 32))
+    _, sources = run("shift_average", mean_backbone(4), image01, (6, 8), (24, 32), shifts=4)
     mirrored = F.pad(image01, (1, 2, 1, 2), mode="reflect")
-    torch.testing.assert_close(sources, F.avg_pool2d(mirrored, 4, stride=1), rtol=0, atol=1e-5)
+    assert_close(sources, F.avg_pool2d(mirrored, 4, stride=1))
 
 
 def test_average_is_the_mean_of_maps_that_are_shifted_back() -> None:
     """By the definition: crop, run, interpolate on a grid that begins elsewhere, average."""
     backbone, image01 = mean_backbone(4), torch.rand(1, 3, 24, 32)
-    dense, _ = run(build("shift_average", backbone, shifts=2), image01, (6, 8), (24, 32))
+    dense, _ = run("shift_average", backbone, image01, (6, 8), (24, 32), shifts=2)
     mirrored = F.pad(image01, (1, 1, 1, 1), mode="reflect")
     total = torch.zeros(1, 3, 24, 32)
     for down in (-1, 1):
@@ -271,21 +274,22 @@ def test_average_is_the_mean_of_maps_that_are_shifted_back() -> None:
             low = backbone(mirrored[..., 1 + down : 25 + down, 1 + right : 33 + right])
             wide = F.interpolate(F.pad(low, (2, 2, 2, 2), mode="replicate"), scale_factor=4, mode="bilinear")
             total += wide[..., 8 - down : 32 - down, 8 - right : 40 - right]
-    torch.testing.assert_close(dense, total / 4, rtol=0, atol=1e-5)
+    assert_close(dense, total / 4)
 
 
 @pytest.mark.parametrize("mode", ["average", "interleave"])
 def test_moving_the_image_by_a_spacing_moves_the_features(mode: str) -> None:
     """Plain features move with the image by whole strides only; these by parts of one, too."""
-    method = build("shift_average", mean_backbone(4), shifts=2, mode=mode)
+
+    def shifted(first: int, **options: Any) -> Tensor:
+        part = wide[..., first : first + 40]
+        return run("shift_average", mean_backbone(4), part, (8, 10), (32, 40), **options)[0]
+
     wide = torch.rand(1, 3, 32, 48)
-    here, _ = run(method, wide[..., :40], (8, 10), (32, 40))
-    there, _ = run(method, wide[..., 2:42], (8, 10), (32, 40))
+    here, there = (shifted(first, shifts=2, mode=mode) for first in (0, 2))
     inner = slice(8, 28)
-    torch.testing.assert_close(there[..., inner], here[..., 10:30], rtol=0, atol=1e-5)
-    plain = build("shift_average", mean_backbone(4), shifts=1)
-    here, _ = run(plain, wide[..., :40], (8, 10), (32, 40))
-    there, _ = run(plain, wide[..., 2:42], (8, 10), (32, 40))
+    assert_close(there[..., inner], here[..., 10:30])
+    here, there = (shifted(first, shifts=1) for first in (0, 2))
     assert float((there[..., inner] - here[..., 10:30]).abs().max()) > 0.01
 
 
@@ -296,11 +300,11 @@ def test_moving_the_image_by_a_spacing_moves_the_features(mode: str) -> None:
 def test_placement_on_a_regular_grid_is_bilinear_resampling(size: int, output: int) -> None:
     centres = [(j + 0.5) * 5 for j in range(size)]
     matrix = placement_matrix(centres, 5 * size, output)
-    torch.testing.assert_close(matrix, interpolation_matrix(size, output, "bilinear"), rtol=0, atol=1e-6)
+    assert_close(matrix, interpolation_matrix(size, output, "bilinear"))
 
 
 def test_placement_reaches_every_pixel() -> None:
     matrix = placement_matrix([10, 11, 13], 40, 80)
-    torch.testing.assert_close(matrix.sum(1), torch.ones(80))
+    assert_close(matrix.sum(1), torch.ones(80))
     assert (matrix[:18, 0] == 1).all()
     assert (matrix[28:, 2] == 1).all()

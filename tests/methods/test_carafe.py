@@ -14,6 +14,8 @@ from upbench.cost.measure import _Bound
 from upbench.errors import UpbenchError
 from upbench.methods.carafe import CARAFE
 from upbench.ops.reassemble import reassemble
+from upbench.testing import assert_close
+from upbench.testing.closeness import allowed, relative_error
 from upbench.weights.load import load_method
 
 
@@ -65,7 +67,7 @@ def test_against_loops(options: dict[str, Any]) -> None:
         expected = one_stage(stage.state_dict(), expected, options.get("up_kernel", 5))
     with torch.no_grad():
         dense = method(torch.zeros(2, 3, 8, 8), features, (12, 16))
-    torch.testing.assert_close(dense, expected, rtol=1e-4, atol=1e-5)
+    assert_close(dense, expected)
 
 
 def test_reassembly_against_mmcv() -> None:
@@ -74,7 +76,7 @@ def test_reassembly_against_mmcv() -> None:
         pytest.skip("mmcv has no CARAFE for the CPU")
     values, kernels = torch.randn(2, 6, 7, 9).cuda(), torch.randn(2, 2, 25, 14, 18).softmax(2).cuda()
     expected = carafe(values, kernels.flatten(1, 2), 5, 2, 2)
-    torch.testing.assert_close(reassemble(values, kernels, 2), expected, rtol=1e-4, atol=1e-5)
+    assert_close(reassemble(values, kernels, 2), expected)
 
 
 def test_it_begins_close_to_bilinear_interpolation() -> None:
@@ -89,25 +91,8 @@ def test_the_border_is_darkened_unless_it_is_repeated() -> None:
     ones = torch.ones(1, 6, 5, 5)
     for padding, same in (("zeros", False), ("replicate", True), ("reflect", True)):
         dense = randomised(padding=padding)(torch.zeros(1, 3, 8, 8), ones, (10, 10))
-        assert bool(((dense - 1).abs() < 1e-5).all()) == same
-        assert dense[0, 0, 5, 5].item() == pytest.approx(1, abs=1e-5)
-
-
-@pytest.mark.parametrize("share_stages", [True, False])
-def test_every_parameter_learns(share_stages: bool) -> None:
-    method = CARAFE(channels=8, compressed=8, share_stages=share_stages)
-    method(torch.zeros(1, 3, 8, 8), torch.randn(1, 8, 3, 3), (48, 48)).square().sum().backward()
-    for name, parameter in method.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.abs().max() > 0, name
-
-
-def test_options_come_from_the_checkpoint() -> None:
-    method = CARAFE(channels=6, compressed=7, encoder_kernel=5, up_kernel=3, share_stages=False)
-    loaded = load_method("carafe", weights=method.state_dict(), channels=6)
-    assert [p.shape for p in loaded.parameters()] == [p.shape for p in method.parameters()]
-    with pytest.raises(UpbenchError, match="is for 6 channels, asked for 8"):
-        load_method("carafe", weights=method.state_dict(), channels=8)
+        assert (relative_error(dense, torch.ones_like(dense)) <= allowed(torch.float32)) == same
+        assert_close(dense[0, 0, 5, 5], torch.tensor(1.0))
 
 
 @pytest.mark.parametrize(("share_stages", "count"), [(True, 1), (False, 4)])

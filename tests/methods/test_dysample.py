@@ -15,6 +15,8 @@ from upbench.cost.macs import count_macs
 from upbench.cost.measure import _Bound
 from upbench.errors import UpbenchError
 from upbench.methods.dysample import DySample, PointMap
+from upbench.testing import assert_close
+from upbench.testing.closeness import relative_error
 from upbench.weights.load import load_method
 
 
@@ -83,7 +85,7 @@ def test_against_loops(options: dict[str, Any]) -> None:
         )
     with torch.no_grad():
         dense = method(torch.zeros(2, 3, 8, 8), features, (12, 16))
-    torch.testing.assert_close(dense, expected, rtol=1e-4, atol=1e-4)
+    assert_close(dense, expected)
 
 
 @pytest.mark.parametrize("style", ["lp", "pl"])
@@ -92,7 +94,7 @@ def test_it_begins_as_bilinear_interpolation(style: str, dynamic_scope: bool) ->
     method = load_method("dysample", "none", channels=8, style=style, dynamic_scope=dynamic_scope)
     features = torch.randn(1, 8, 6, 7)
     dense = method(torch.zeros(1, 3, 8, 8), features, (12, 14))
-    torch.testing.assert_close(dense, F.interpolate(features, (12, 14), mode="bilinear"), rtol=0, atol=0.02)
+    assert relative_error(dense, F.interpolate(features, (12, 14), mode="bilinear")) < 0.01
 
 
 def test_crops_of_points_need_few_cells() -> None:
@@ -103,10 +105,10 @@ def test_crops_of_points_need_few_cells() -> None:
     for rows, cols in itertools.product(windows, windows):
         part, row_cells, col_cells = whole.crop(rows, cols)
         cells = values[..., row_cells, col_cells]
-        torch.testing.assert_close(part(cells), dense[..., rows, cols], rtol=1e-4, atol=1e-5)
+        assert_close(part(cells), dense[..., rows, cols])
         again, inner_rows, inner_cols = part.crop(slice(-1, None), slice(0, 1))
         inner = cells[..., inner_rows, inner_cols]
-        torch.testing.assert_close(again(inner), dense[..., rows, cols][..., -1:, :1], rtol=1e-4, atol=1e-5)
+        assert_close(again(inner), dense[..., rows, cols][..., -1:, :1])
     assert whole.crop(slice(0, 1), slice(0, 1))[1].stop <= 3
 
 
@@ -117,28 +119,6 @@ def test_operator_of_groups_in_half_precision() -> None:
     values = torch.randn(1, 4, 3, 5, 6)
     half = operator.to(torch.float16).to(torch.float32)
     assert (half(values) - operator(values)).abs().max() < 0.02
-
-
-@pytest.mark.parametrize("options", [{}, {"style": "pl", "dynamic_scope": True, "share_stages": False}])
-def test_every_parameter_learns(options: dict[str, Any]) -> None:
-    method = DySample(channels=8, **options)
-    method(torch.zeros(1, 3, 8, 8), torch.randn(1, 8, 3, 3), (48, 48)).square().sum().backward()
-    for name, parameter in method.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.abs().max() > 0, name
-
-
-@pytest.mark.parametrize(
-    "options", [{"groups": 2}, {"style": "pl", "dynamic_scope": True}, {"share_stages": False}]
-)
-def test_options_come_from_the_checkpoint(options: dict[str, Any]) -> None:
-    method = randomised(**options)
-    loaded = load_method("dysample", weights=method.state_dict(), channels=8)
-    features = torch.randn(1, 8, 3, 4)
-    expected = method(torch.zeros(1, 3, 8, 8), features, (48, 64))
-    torch.testing.assert_close(loaded(torch.zeros(1, 3, 8, 8), features, (48, 64)), expected)
-    with pytest.raises(UpbenchError, match="is for 8 channels, asked for 16"):
-        load_method("dysample", weights=method.state_dict(), channels=16)
 
 
 @pytest.mark.parametrize(("size", "steps"), [((24, 20), 2), ((48, 40), 3)])

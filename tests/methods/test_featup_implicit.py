@@ -27,7 +27,7 @@ from upbench.methods.featup_implicit import (
 )
 from upbench.ops.basis import BasisOperator
 from upbench.ops.jitter import Jitter
-from upbench.testing import tiny_backbone
+from upbench.testing import assert_close, tiny_backbone
 
 BUDGET: dict[str, Any] = {
     "steps": 60,
@@ -70,9 +70,11 @@ def photo(size: int) -> Tensor:
 
 
 def method(**options: Any) -> FeatUpImplicit:
-    made = FeatUpImplicit(Pooled.channels, **{**BUDGET, **options})
-    made.attach_backbone(Pooled())  # type: ignore[arg-type]
-    return made.eval()
+    return FeatUpImplicit(Pooled.channels, **{**BUDGET, **options}).eval()
+
+
+def upsampled(implicit: Any, image: Tensor, features: Tensor, size: tuple[int, int]) -> Tensor:
+    return implicit(implicit.normalize(image), features, size, backbone=Pooled())
 
 
 def test_fit_finds_high_resolution_features() -> None:
@@ -83,11 +85,11 @@ def test_fit_finds_high_resolution_features() -> None:
     assert fitted.losses[-10:].mean() < 0.4 * fitted.losses[:5].mean()
 
     start = fit(method(steps=1, lr=1e-9), backbone, image[0], (32, 32))  # type: ignore[arg-type]
-    torch.testing.assert_close(start.low, fitted.low)
+    assert_close(start.low, fitted.low)
     error, before = ((f.downsampled - f.low).square().mean() for f in (fitted, start))
     assert error < 0.3 * before
 
-    out = implicit(implicit.normalize(image), low, (64, 64))
+    out = upsampled(implicit, image, low, (64, 64))
     bilinear = F.interpolate(low, (64, 64), mode="bilinear")
     ours, theirs = (F.cosine_similarity(x, truth, dim=1).mean() for x in (out, bilinear))
     assert ours > theirs + 0.005
@@ -96,22 +98,21 @@ def test_fit_finds_high_resolution_features() -> None:
 
 def test_features_that_are_given_do_not_count_but_their_grid() -> None:
     implicit, image = method(steps=2), photo(64)
-    normalized = implicit.normalize(image)
-    one = implicit(normalized, torch.randn(1, 12, 8, 8), (40, 40))
-    torch.testing.assert_close(implicit(normalized, torch.zeros(1, 12, 8, 8), (40, 40)), one)
-    assert implicit(normalized, torch.zeros(1, 12, 4, 4), (40, 40)).ne(one).any()
+    one = upsampled(implicit, image, torch.randn(1, 12, 8, 8), (40, 40))
+    assert_close(upsampled(implicit, image, torch.zeros(1, 12, 8, 8), (40, 40)), one)
+    assert upsampled(implicit, image, torch.zeros(1, 12, 4, 4), (40, 40)).ne(one).any()
 
 
 def test_works_in_inference_mode_and_leaves_the_generator_alone() -> None:
     implicit, image = method(steps=2), photo(32)
     state = torch.get_rng_state()
     with torch.inference_mode():
-        inside = implicit(implicit.normalize(image), torch.zeros(1, 12, 4, 4), (32, 32))
+        inside = upsampled(implicit, image, torch.zeros(1, 12, 4, 4), (32, 32))
     assert torch.equal(torch.get_rng_state(), state)
-    outside = implicit(implicit.normalize(image), torch.zeros(1, 12, 4, 4), (32, 32))
-    torch.testing.assert_close(inside, outside)
+    outside = upsampled(implicit, image, torch.zeros(1, 12, 4, 4), (32, 32))
+    assert_close(inside, outside)
     other = method(steps=2, seed=1)
-    assert other(other.normalize(image), torch.zeros(1, 12, 4, 4), (32, 32)).ne(outside).any()
+    assert upsampled(other, image, torch.zeros(1, 12, 4, 4), (32, 32)).ne(outside).any()
 
 
 def test_needs_a_backbone() -> None:
@@ -136,9 +137,9 @@ def test_views_by_their_definition() -> None:
     jitter = Jitter.sample(40, (18, 26), pad=6, max_zoom=1.8, generator=generator)
     image = torch.randn(2, 18, 26)
     moved = jitter.apply(image)
-    torch.testing.assert_close(moved[0], image)  # the first view is the image
+    assert_close(moved[0], image)  # the first view is the image
     for view in range(40):
-        torch.testing.assert_close(moved[view], by_definition(jitter, view, image), rtol=1e-4, atol=1e-4)
+        assert_close(moved[view], by_definition(jitter, view, image))
     assert 5 < int(jitter.mirrored.sum()) < 35
     assert 5 < int((jitter.zoom > 1).sum()) < 35
 
@@ -166,8 +167,8 @@ def test_downsampler_by_its_definition() -> None:
                         if 0 <= y < size[0] and 0 <= x < size[1]:
                             total += rows[a] * cols[b] * seen[:, :, y, x]
                 expected = total[:, 1:] / total[:, :1]
-                torch.testing.assert_close(magnitude[:, i, j], expected[:, 0], rtol=1e-3, atol=1e-4)
-                torch.testing.assert_close(dense[:, i, j], expected[:, 1:], rtol=1e-3, atol=1e-4)
+                assert_close(magnitude[:, i, j], expected[:, 0])
+                assert_close(dense[:, i, j], expected[:, 1:])
 
 
 def test_few_views_are_kept_and_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +176,7 @@ def test_few_views_are_kept_and_give_the_same(monkeypatch: pytest.MonkeyPatch) -
     kept = Views(jitter, (6, 6))[torch.tensor([2, 0])]
     monkeypatch.setattr("upbench.methods.featup_implicit.PCA_VIEWS", 2)
     for one, other in zip(kept, Views(jitter, (6, 6))[torch.tensor([2, 0])], strict=True):
-        torch.testing.assert_close(one, other)
+        assert_close(one, other)
 
 
 def test_more_views_than_the_components_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,17 +189,17 @@ def test_more_views_than_the_components_come_from(monkeypatch: pytest.MonkeyPatc
     axes, mean = components[:, :5], components[:, 5]
     scale = axes.norm(dim=0)
     expected = (backbone(views.apply(image)).movedim(1, 3) - mean) @ (axes / scale) / scale
-    torch.testing.assert_close(targets, expected, rtol=1e-3, atol=1e-4)
+    assert_close(targets, expected)
 
 
 def test_principal_axes() -> None:
     samples = torch.randn(200, 6) * torch.tensor([5.0, 3.0, 1.0, 0.1, 0.1, 0.1]) + 2
     mean, axes, scale = principal_axes(samples, 3)
     _, values, vectors = torch.linalg.svd(samples - samples.mean(0), full_matrices=False)
-    torch.testing.assert_close((axes.T @ vectors[:3].T).abs(), torch.eye(3), rtol=1e-3, atol=1e-3)
+    assert_close((axes.T @ vectors[:3].T).abs(), torch.eye(3))
     projected = (samples - mean) @ axes / scale
-    torch.testing.assert_close(projected.square().mean(), torch.tensor(1.0))
-    torch.testing.assert_close(scale, (values[:3].square() / 200).mean().sqrt())
+    assert_close(projected.square().mean(), torch.tensor(1.0))
+    assert_close(scale, (values[:3].square() / 200).mean().sqrt())
 
 
 def test_blur_is_a_reflected_convolution() -> None:
@@ -207,23 +208,23 @@ def test_blur_is_a_reflected_convolution() -> None:
     features = torch.randn(7, 9, 3)
     padded = F.pad(features.movedim(2, 0), (2,) * 4, mode="reflect").unsqueeze(1)
     expected = F.conv2d(padded, (taps[:, None] * taps)[None, None])[:, 0].movedim(0, 2)
-    torch.testing.assert_close(separable(features, blur_matrix(7), blur_matrix(9)), expected)
+    assert_close(separable(features, blur_matrix(7), blur_matrix(9)), expected)
     for size in (1, 2):  # narrower than the kernel
-        torch.testing.assert_close(blur_matrix(size).sum(1), torch.ones(size))
+        assert_close(blur_matrix(size).sum(1), torch.ones(size))
 
 
 def test_uncertainty_is_the_likelihood_of_a_gaussian() -> None:
     layer, seen, target = Uncertainty(4), torch.randn(2, 3, 4), torch.randn(2, 3, 4)
     scale = (layer.scale(target) + 0.1).exp()
     expected = F.gaussian_nll_loss(seen, target, scale.square().expand_as(target))
-    torch.testing.assert_close(layer(seen, target), expected)
+    assert_close(layer(seen, target), expected)
 
 
 def test_network_drops_whole_channels_in_training_only() -> None:
     network = Network(8, 3, dropout=0.5)
     image = torch.rand(5, 6, 3)
     assert network(image).ne(network(image)).any()
-    torch.testing.assert_close(network.eval()(image), network(image))
+    assert_close(network.eval()(image), network(image))
     kept = network.train()._drop(torch.ones(5, 6, 1000)).flatten(0, 1)
     assert torch.equal(kept[0].expand_as(kept), kept)
     assert 0.4 < float((kept[0] == 0).float().mean()) < 0.6
@@ -243,8 +244,8 @@ def test_macs_of_backbone_and_fit() -> None:
     counts = []
     for steps in (5, 10):
         implicit = FeatUpImplicit(16, steps=steps, views=3, batch=2, dim=8, frequencies=1)
-        implicit.attach_backbone(backbone)
-        counts.append(implicit.macs(torch.zeros(1, 3, 32, 32), torch.zeros(1, 16, 8, 8), (32, 32)))
+        inputs = torch.zeros(1, 3, 32, 32), torch.zeros(1, 16, 8, 8)
+        counts.append(implicit.macs(*inputs, (32, 32), backbone=backbone))
     first, second = (counted.by_operator for counted in counts)
     assert first["backbone"] == 3 * count_macs(backbone, torch.zeros(1, 3, 32, 32)).total
     described, pixels = 5 * 2 + 3, 32 * 32

@@ -11,14 +11,15 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from upbench.contracts.upsampler import Setting
 from upbench.cost.macs import count_macs
+from upbench.cost.measure import _Bound
 from upbench.errors import UpbenchError
 from upbench.methods import loftup
 from upbench.methods.loftup import LoftUp, Waves
-from upbench.testing import METHOD_CHECKS, MethodCase
+from upbench.testing import assert_close
+from upbench.testing.closeness import relative_error
 from upbench.weights.load import load_method
 
 
@@ -76,7 +77,8 @@ def test_golden(golden_dir: Path, case: int) -> None:
     method = load_method("loftup", weights=_weights(folder, case), channels=stored["features"].shape[1])
     with torch.inference_mode():
         output = method(stored["image"], stored["features"], size)
-    torch.testing.assert_close(output, stored["output"], rtol=0, atol=5e-5)
+    # No float64: frequencies of e^10 are what they are in float32.
+    assert_close(output, stored["output"])
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,7 @@ def test_released_weights_are_described() -> None:
     for name, entry in LoftUp.weights.items():
         assert entry.source == f"https://huggingface.co/haiwen/loftup-{name}/resolve/main/pytorch_model.bin"
         assert entry.channels in (384, 512, 768)
-        assert entry.licence == "MIT"
+        assert entry.license == "MIT"
 
 
 def test_refusals() -> None:
@@ -123,9 +125,6 @@ def test_refusals() -> None:
         LoftUp.build(18)
     with pytest.raises(UpbenchError, match="did you mean 'image'"):
         LoftUp.build(colour_range="imag")
-    sizes = (42, 56), (3, 4), (42, 56)
-    assert "18" in str(LoftUp.skip_reason(Setting("any", 18, 14, *sizes)))
-    assert LoftUp.skip_reason(Setting("any", 16, 14, *sizes)) is None
 
 
 def test_waves_by_their_definition() -> None:
@@ -139,7 +138,8 @@ def test_waves_by_their_definition() -> None:
             angle = points[:, component] * math.exp(-2 + 12 * frequency / 19)
             for first, bias, function in ((0, layer.biases[0], torch.sin), (100, layer.biases[1], torch.cos)):
                 expected = function(angle + bias[m // 20, m % 20])
-                torch.testing.assert_close(waves[:, first + m], expected, rtol=0, atol=4e-3)  # angles to e^10
+                size = float(angle.abs().max().clamp(min=1))  # up to e^10
+                assert_close(waves[:, first + m], expected, terms=1, scale=size)
 
 
 def test_colours_are_scaled_over_the_batch_or_by_image() -> None:
@@ -153,10 +153,10 @@ def test_colours_are_scaled_over_the_batch_or_by_image() -> None:
         with torch.no_grad():
             both[colour_range] = method(image, features, (24, 32))
             alone = method(image[:1], features[:1], (24, 32))
-        same = torch.allclose(both[colour_range][:1], alone, atol=1e-4)
-        assert same == (colour_range == "image")
-    torch.testing.assert_close(both["image"][:1], alone, rtol=0, atol=1e-4)
-    METHOD_CHECKS["batch"](MethodCase(LoftUp, {"colour_range": "image"}))
+        if colour_range == "image":
+            assert_close(both[colour_range][:1], alone)
+        else:
+            assert relative_error(both[colour_range][:1], alone) > 0.01
 
 
 def test_constant_colours(model: LoftUp) -> None:
@@ -169,9 +169,7 @@ def test_constant_colours(model: LoftUp) -> None:
 def test_another_size_is_that_of_the_resized_image(model: LoftUp, size: tuple[int, int]) -> None:
     image, features = torch.randn(1, 3, 24, 32), torch.randn(1, 16, 6, 8)
     resized = F.interpolate(image, size, mode="bilinear", align_corners=False)
-    torch.testing.assert_close(
-        model(image, features, size), model(resized, features, size), rtol=0, atol=1e-5
-    )
+    assert_close(model(image, features, size), model(resized, features, size))
 
 
 def test_strips_do_not_change_the_output(model: LoftUp, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,46 +179,7 @@ def test_strips_do_not_change_the_output(model: LoftUp, monkeypatch: pytest.Monk
     strips = list(loftup._strips(torch.zeros(2, 24, 32, 36)))
     assert [s.stop - s.start for s in strips] == [5, 5, 5, 5, 4]
     with torch.no_grad():
-        torch.testing.assert_close(model(image, features, (24, 32)), whole, rtol=0, atol=1e-5)
-
-
-def test_every_parameter_learns(model: LoftUp) -> None:
-    model.train()
-    image, features = torch.randn(2, 3, 20, 24), torch.randn(2, 16, 5, 6, requires_grad=True)
-    target = torch.randn(2, 16, 20, 24)
-    (model(image, features, (20, 24)) - target).square().sum().backward()
-    assert features.grad is not None
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        if not name.endswith(("key.bias", "stem.0.bias", "stem.3.bias")):  # these cancel
-            assert parameter.grad.abs().max() > 0, name
-
-
-def test_half_precision_with_a_float32_image(model: LoftUp) -> None:
-    image, features = torch.randn(1, 3, 24, 32), torch.randn(1, 16, 6, 8)
-    with torch.no_grad():
-        expected = model(image, features, (24, 32))
-        output = model.bfloat16()(image, features.bfloat16(), (24, 32))
-    assert output.dtype == torch.bfloat16
-    assert (output.float() - expected).norm() < 0.03 * expected.norm()
-
-
-def test_low_precision_training_stays_close(model: LoftUp) -> None:
-    image, features = torch.randn(1, 3, 24, 32), torch.randn(1, 16, 6, 8)
-    expected = model(image, features, (24, 32))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = model(image, features, (24, 32))
-    assert (output - expected).norm() < 0.03 * expected.norm()
-
-
-class _At(nn.Module):
-    def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
-        super().__init__()
-        self.model = model
-        self.size = size
-
-    def forward(self, image: Tensor, features: Tensor) -> Tensor:
-        return self.model(image, features, self.size)
+        assert_close(model(image, features, (24, 32)), whole)
 
 
 def expected_macs(image: tuple[int, int], grid: tuple[int, int], size: tuple[int, int], channels: int) -> int:
@@ -242,6 +201,6 @@ def expected_macs(image: tuple[int, int], grid: tuple[int, int], size: tuple[int
 def test_macs_equal_a_hand_count(
     model: LoftUp, image: tuple[int, int], grid: tuple[int, int], size: tuple[int, int]
 ) -> None:
-    counted = count_macs(_At(model, size), torch.randn(1, 3, *image), torch.randn(1, 16, *grid))
+    counted = count_macs(_Bound(model, size), torch.randn(1, 3, *image), torch.randn(1, 16, *grid))
     assert counted.uncounted == ()
     assert counted.total == pytest.approx(expected_macs(image, grid, size, 16), rel=0.01)

@@ -13,6 +13,7 @@ from upbench.cost.macs import count_macs
 from upbench.cost.measure import _Bound
 from upbench.errors import UpbenchError
 from upbench.methods.sapa import SAPA
+from upbench.testing import assert_close
 from upbench.weights.load import load_method
 
 
@@ -74,7 +75,7 @@ def test_against_loops(options: dict[str, Any]) -> None:
             gated = options.get("similarity") == "gated"
             expected = one_stage(stage.state_dict(), expected, guide, options.get("kernel", 5), gated)
         dense = method(image, features, (12, 16))
-    torch.testing.assert_close(dense, expected, rtol=1e-4, atol=1e-5)
+    assert_close(dense, expected)
 
 
 def test_it_begins_close_to_bilinear_interpolation() -> None:
@@ -111,32 +112,6 @@ def test_a_pixel_takes_the_features_that_its_guide_is_similar_to() -> None:
     dense = stage(features, edge)(features)
     assert dense[0, 0, 6, 4:7].min() > 0.95
     assert dense[0, 1, 6, 7:9].min() > 0.95
-
-
-@pytest.mark.parametrize("options", [{}, {"similarity": "gated"}, {"share_stages": False}])
-def test_every_parameter_learns(options: dict[str, Any]) -> None:
-    method = SAPA(channels=8, guide_dim=8, embedding=8, **options)
-    image, features = torch.randn(1, 3, 24, 24), torch.randn(1, 8, 3, 3)
-    method(image, features, (48, 48)).square().sum().backward()
-    for name, parameter in method.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.abs().max() > 0, name
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"embedding": 8, "guide_dim": 16, "kernel": 3},
-        {"similarity": "gated", "share_stages": False},
-        {"positions": False},
-    ],
-)
-def test_options_come_from_the_checkpoint(options: dict[str, Any]) -> None:
-    method = SAPA(channels=6, **options)
-    loaded = load_method("sapa", weights=method.state_dict(), channels=6)
-    assert [p.shape for p in loaded.parameters()] == [p.shape for p in method.parameters()]
-    with pytest.raises(UpbenchError, match="is for 6 channels, asked for 8"):
-        load_method("sapa", weights=method.state_dict(), channels=8)
 
 
 @pytest.mark.parametrize(("size", "steps"), [((12, 10), 1), ((24, 20), 2)])

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from upbench.contracts.upsampler import Upsampler
-from upbench.testing.backbones import tiny_backbone
+from upbench.testing.toys.backbone import tiny_backbone
 from upbench.train.loop import TrainConfig, ViewConfig, train, upsampling_loss
 from upbench.train.views import prepare
 from upbench.weights.load import load_method

@@ -10,6 +10,7 @@ from torch import Tensor
 from upbench.cost.macs import count_macs
 from upbench.errors import UpbenchError
 from upbench.ops.reassemble import affinity, reassemble
+from upbench.testing import assert_close
 
 CASES = [  # side, scale, padding, groups
     (5, 2, "zeros", 1),
@@ -78,14 +79,14 @@ def inputs(side: int, scale: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
 def test_reassemble_against_loops(side: int, scale: int, padding: str, groups: int) -> None:
     values, kernels, _ = inputs(side, scale, groups)
     expected = loop_reassemble(values, kernels, scale, padding)
-    torch.testing.assert_close(reassemble(values, kernels, scale, padding), expected)
+    assert_close(reassemble(values, kernels, scale, padding), expected)
 
 
 @pytest.mark.parametrize(("side", "scale", "padding", "groups"), CASES)
 def test_affinity_against_loops(side: int, scale: int, padding: str, groups: int) -> None:
     keys, _, queries = inputs(side, scale, groups)
     expected = loop_affinity(queries, keys, side, scale, padding, groups)
-    torch.testing.assert_close(affinity(queries, keys, side, scale, padding, groups), expected)
+    assert_close(affinity(queries, keys, side, scale, padding, groups), expected)
 
 
 @pytest.mark.parametrize(("side", "scale", "padding", "groups"), CASES)
@@ -106,11 +107,11 @@ def test_strips_and_layout_make_no_difference() -> None:
     expected = reassemble(values, kernels, 2), affinity(queries, values, 5, 2)
     layout = torch.channels_last
     for budget in (1, 1000, None):
-        torch.testing.assert_close(reassemble(values, kernels, 2, memory_budget=budget), expected[0])
-        torch.testing.assert_close(affinity(queries, values, 5, 2, memory_budget=budget), expected[1])
+        assert_close(reassemble(values, kernels, 2, memory_budget=budget), expected[0])
+        assert_close(affinity(queries, values, 5, 2, memory_budget=budget), expected[1])
     last = values.contiguous(memory_format=layout)
-    torch.testing.assert_close(reassemble(last, kernels, 2), expected[0])
-    torch.testing.assert_close(affinity(queries.contiguous(memory_format=layout), last, 5, 2), expected[1])
+    assert_close(reassemble(last, kernels, 2), expected[0])
+    assert_close(affinity(queries.contiguous(memory_format=layout), last, 5, 2), expected[1])
 
 
 def test_bfloat16_is_added_up_in_float32() -> None:
@@ -124,7 +125,7 @@ def test_bfloat16_is_added_up_in_float32() -> None:
 def test_a_box_is_an_average_pooling() -> None:
     values = torch.randn(1, 3, 6, 7)
     box = torch.full((1, 1, 9, 6, 7), 1 / 9)
-    torch.testing.assert_close(reassemble(values, box), F.avg_pool2d(values, 3, 1, padding=1))
+    assert_close(reassemble(values, box), F.avg_pool2d(values, 3, 1, padding=1))
 
 
 def test_macs() -> None:

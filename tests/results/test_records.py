@@ -16,12 +16,29 @@ from upbench.errors import UpbenchError
 from upbench.results.cell import Cell, MethodSpec
 from upbench.results.records import Record, Spread, load_records, read_record, read_records, write_record
 
+MIOU = {"name": "miou", "title": "mIoU", "higher_is_better": True, "unit": "%", "main": True}
+COST = {
+    "parameters": 0,
+    "macs": None,
+    "latency_ms": 12.5,
+    "latency_q25_ms": 12.0,
+    "latency_q75_ms": 13.0,
+    "peak_memory_bytes": None,
+    "hardware": "Some CPU",
+    "dtype": "float32",
+    "batch": 1,
+    "channels": 8,
+    "feature_size": [2, 2],
+    "output_size": [28, 28],
+    "warnings": [],
+}
+
 
 def cell(method: str = "bilinear", task: str = "seg", **values) -> Cell:
     defaults = {
         "backbone": "tiny",
         "dataset": "toy",
-        "preset": "quick",
+        "protocol": "quick",
         "seeds": (0, 1),
         "limit": None,
         "device": "cpu",
@@ -37,9 +54,9 @@ def record(status: str = "ok", method: str = "bilinear", **values) -> Record:
         **{
             "metrics": {"val": {"miou": [50.0, 52.0]}, "val_heldout": {"miou": [40.0, 44.0]}},
             "per_image": {"val": {"names": ["a", "b"], "values": [[1.0, math.nan], [2.0, 3.0]]}},
-            "columns": [{"name": "miou", "title": "mIoU", "higher_is_better": True, "unit": "%"}],
-            "cost": {"cpu": {"latency_ms": 12.5, "parameters": 0}},
-            "protocol": {"name": "quick-v1"},
+            "columns": [MIOU],
+            "cost": {"cpu": COST},
+            "protocol": {"name": "quick", "version": 1},
             "warnings": ["only 2 images"],
             **values,
         },
@@ -108,7 +125,7 @@ def test_records_are_found_from_a_run_its_folder_or_a_file(tmp_path):
         (b"\xff\xfe", "damaged record"),
         (b"[]", "not a record of upbench"),
         (b'{"a": 1}', "not a record of upbench"),
-        (b'{"schema": 99}', "schema 99 is newer than this version's 1"),
+        (b'{"schema": 99}', "schema 99 is newer than this version's 2"),
         (b'{"schema": 0}', "schema 0 is older"),
         (b'{"schema": 1, "metrics": {}}', "a field is missing"),
     ],

@@ -37,6 +37,19 @@ def where(job):
 def threads(job):
     yield torch.get_num_threads()
 
+def gpu(job):
+    """Waits for the others, so that no worker does the job of two."""
+    folder, others = job
+    open(os.path.join(folder, str(os.getpid())), "w").close()
+    while len(os.listdir(folder)) < others:
+        time.sleep(0.02)
+    yield os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES")
+
+def gpu_or_die(job):
+    if job == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    yield os.environ["CUDA_VISIBLE_DEVICES"]
+
 def sleeps(job):
     yield os.getpid()
     time.sleep(600)
@@ -95,6 +108,27 @@ def test_workers_share_the_cores_and_heed_omp_num_threads(work, monkeypatch):
     assert [n for _, n in find_executor("process")(work.threads, [1], workers=2)] == [1]
 
 
+@pytest.mark.parametrize(
+    ("devices", "workers", "expected"),
+    [(("3", "5"), 3, ["3", "3", "5"]), ((), 1, ["before"])],
+)
+def test_each_worker_sees_one_gpu_in_turn(work, tmp_path, monkeypatch, devices, workers, expected):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "before")
+    meeting = tmp_path / "meeting"
+    meeting.mkdir()
+    jobs = [(str(meeting), workers)] * workers
+    seen = dict(result for _, result in find_executor("process")(work.gpu, jobs, workers, devices))
+    assert len(seen) == workers
+    assert sorted(seen.values()) == expected
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "before", "this process sees what it saw"
+
+
+def test_a_worker_that_replaces_a_dead_one_gets_its_gpu(work):
+    outcomes = list(find_executor("process")(work.gpu_or_die, ["dies", "lives", "lives"], 1, ("7",)))
+    assert [kind for _, kind in outcomes if isinstance(kind, str)] == ["7", "7"]
+    assert isinstance(outcomes[0][1], Lost)
+
+
 def test_leaving_early_ends_the_workers(work):
     outcomes = find_executor("process")(work.double, ["a", "b", "c", "d"], workers=2)
     next(outcomes)
@@ -139,6 +173,7 @@ def test_names(monkeypatch):
         list(find_executor("ray")(print, []))
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # Ray before 2.57 leaves processes and log files
 def test_ray(work, tmp_path, monkeypatch):
     ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
     path = os.environ.get("PYTHONPATH")

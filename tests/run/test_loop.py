@@ -5,20 +5,28 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from pictures import folder_dataset
+from safetensors.torch import save_file
 
 import upbench
 from upbench.cost import measure
 from upbench.errors import UpbenchError
-from upbench.evaluate.protocol import find_preset
-from upbench.registry import find_method, find_task
+from upbench.evaluate import task as probing
+from upbench.registry import find_method, find_protocol
 from upbench.results.records import Record, load_records
+from upbench.results.report import build_tables, render
+from upbench.run import context, loop
 from upbench.run import worker as work
+from upbench.run.executors import Lost
 from upbench.run.loop import run
+from upbench.system import environment
+from upbench.system.cache import sha256_file
 
 
 @pytest.fixture
@@ -42,31 +50,95 @@ def count_calls(monkeypatch: pytest.MonkeyPatch, module: object, name: str) -> C
     return calls
 
 
-def test_a_record_is_enough_to_repeat_its_cell(toy, out):
+def test_a_record_says_all_about_its_cell(toy, out):
     (record,) = run(toy.config(out, tasks=["depth"], seeds=3))
     assert record.status == "ok"
     (stored,) = load_records(out)
     assert json.dumps(stored.to_dict()) == json.dumps(record.to_dict()), "what is returned is what is kept"
+    assert stored.schema == 2
     assert list(record.metrics) == ["val", "other"]
     assert len(record.metrics["val"]["rmse"]) == 3, "a value for each seed"
     assert record.per_image["val"]["names"] == ["val0", "val1", "val2", "val3"]
     assert [len(values) for values in record.per_image["val"]["values"]] == [4, 4, 4]
     assert record.columns[0]["name"] == "rmse"
     assert record.columns[0]["higher_is_better"] is False
-    assert record.protocol["name"] == "tiny-v3"
-    settings = find_preset("tiny").probe_for(find_task("depth").probe)
-    assert record.protocol["probe"] == dataclasses.asdict(settings), "the preset's, then the task's"
-    assert record.inputs["backbone"] == "tiny-1"
-    assert set(record.inputs["dataset"]) == {"train", "val", "other"}
-    assert len(record.inputs["method_source"]) == 64
-    assert record.environment["packages"]["torch"] == torch.__version__
-    assert record.environment["cores"] >= 1
+    assert record.row == "Smooth"
+    assert record.about["title"] == "Smooth"
     assert record.cost["cpu"]["latency_ms"] > 0
     assert record.cost["cpu"]["output_size"] == [32, 32]
     assert "cuda" not in record.cost
     assert record.seconds > 0
     assert record.started.endswith("+00:00")
     assert not record.warnings
+
+
+def repeated(record: Record, out: Path, plugins: list[str]) -> Record:
+    """The cell of a record, run again from what the record says."""
+    cell = record.cell
+    again = upbench.RunConfig(
+        methods=[cell.method.to_dict()],
+        tasks=[cell.task],
+        backbones=[cell.backbone],
+        datasets=[cell.dataset],
+        protocol=record.protocol["name"],
+        seeds=len(cell.seeds),
+        limit=cell.limit,
+        device=cell.device,
+        dtype=cell.dtype,
+        probe=cell.probe,
+        out=str(out),
+        plugins=plugins,
+    )
+    (found,) = run(again)
+    return found
+
+
+def test_a_record_is_enough_to_repeat_its_cell(toy, out, tmp_path):
+    file = tmp_path / "toy.safetensors"
+    save_file({"gain": torch.full((6, 1, 1), 0.5)}, file)
+    method = {"name": "toy_trained", "weights": str(file), "label": "Ours"}
+    run(toy.config(out, [method], tasks=["depth"], seeds=2, limit=3, probe={"lr": 0.02}))
+    (record,) = load_records(out)
+    again = repeated(record, tmp_path / "again", [str(toy.PLUGIN)])
+    assert again.cell == record.cell
+    assert json.dumps(again.metrics) == json.dumps(record.metrics)
+    assert again.inputs == record.inputs
+    assert again.data == record.data
+    assert again.protocol == record.protocol
+
+
+def test_what_a_record_is_repeated_from(toy, out, tmp_path):
+    """Each of these by its own name: somebody else reads them, in another year."""
+    file = tmp_path / "toy.safetensors"
+    save_file({"gain": torch.ones(6, 1, 1)}, file)
+    (record,) = run(toy.config(out, f"toy_trained:{file}"))
+    assert record.inputs["weights"]["sha256"] == sha256_file(file)
+    assert record.inputs["backbone"] == "tiny-1"
+    assert set(record.inputs["dataset"]) == {"train", "val", "other"}
+    sources = ("method_source", "task_source", "dataset_source", "protocol_source")
+    assert all(len(record.inputs[name]) == 64 for name in sources)
+    assert record.inputs["engine_source"]
+    for split, count in (("train", 6), ("val", 4), ("other", 3)):
+        facts = record.data[split]
+        assert (facts["images"], facts["available"], facts["official"]) == (count, count, None)
+        assert facts["fingerprint"] == record.inputs["dataset"][split]
+        names = json.loads((out / "data" / f"{facts['names']}.json").read_text())
+        assert names == {"dataset": "toy", "split": split, "names": [f"{split}{i}" for i in range(count)]}
+
+    protocol = find_protocol("tiny")()
+    assert (record.protocol["name"], record.protocol["version"]) == ("tiny", 3)
+    assert record.protocol_label == "tiny-v3"
+    assert record.protocol["parameters"] == protocol.to_dict()["parameters"]
+    assert record.protocol["parameters"]["geometry.side"] == 32
+    assert record.protocol["recipe"] == dataclasses.asdict(protocol.recipe)
+    assert record.protocol["image_size"] == record.protocol["output_size"] == [32, 32]
+
+    environment = record.environment
+    assert environment["packages"]["torch"] == torch.__version__
+    assert environment["upbench"] == upbench.__version__
+    assert {"commit", "python", "platform", "cpu", "cores", "threads", "gpu"} <= set(environment)
+    assert record.cell.device == "cpu"
+    assert record.cell.seeds == (0, 1)
 
 
 def test_the_same_run_gives_the_same_numbers(toy, tmp_path):
@@ -113,27 +185,70 @@ def test_a_method_without_weights_is_skipped_where_it_was_not_asked_for_by_name(
 def test_finished_cells_are_kept_and_failed_ones_retried(toy, out, monkeypatch):
     config = toy.config(out, "toy_smooth,toy_fails")
     first = by_method(run(config))
-    calls = count_calls(monkeypatch, work, "train_probe")
+    calls = count_calls(monkeypatch, probing, "train_probes")
     retried = by_method(run(config))
-    assert calls["train_probe"] == 0, "the failed cell fails before its first step"
+    assert calls["train_probes"] == 0, "the failed cell fails before its first step"
     assert retried["toy_fails"].started != first["toy_fails"].started
     monkeypatch.setenv("TOY_HEALED", "1")
     second = by_method(run(config))
     assert second["toy_fails"].status == "ok"
-    assert calls["train_probe"] == 2
+    assert calls["train_probes"] == 1, "all seeds in one pass"
     assert second["toy_smooth"].started == first["toy_smooth"].started
     run(dataclasses.replace(config, force=True))
-    assert calls["train_probe"] == 2 + 4
+    assert calls["train_probes"] == 1 + 2
 
 
-def test_what_changed_is_run_again(toy, out, monkeypatch, capsys):
-    run(toy.config(out))
-    calls = count_calls(monkeypatch, work, "train_probe")
-    monkeypatch.setenv("TOY_DATA", "2")
-    run(toy.config(out))
-    assert calls["train_probe"] == 2
-    assert "run again, since its dataset changed" in capsys.readouterr().err
+def test_what_changed_is_run_again(toy, out, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "toy.safetensors"
+    config = toy.config(out, f"toy_trained:{file}")
+    save_file({"gain": torch.ones(6, 1, 1)}, file)
+    (first,) = run(config)
+    calls = count_calls(monkeypatch, probing, "train_probes")
+    save_file({"gain": torch.full((6, 1, 1), 2.0)}, file)
+    (second,) = run(config)
+    assert calls["train_probes"] == 1
+    assert second.cell.key == first.cell.key
+    assert "run again, since its weights changed" in capsys.readouterr().err
     assert len(load_records(out)) == 1, "the new record stands in place of the old one"
+
+
+def test_other_data_of_the_same_name_is_another_cell(toy, out, monkeypatch):
+    (first,) = run(toy.config(out))
+    monkeypatch.setenv("TOY_DATA", "2")
+    (second,) = run(toy.config(out))
+    assert second.cell.key != first.cell.key
+    assert len(load_records(out)) == 2, "both are kept"
+    monkeypatch.setenv("TOY_DATA", "1")
+    (again,) = run(toy.config(out))
+    assert again.started == first.started
+
+
+def test_data_that_moved_continues_its_table(toy, out, tmp_path, capsys):
+    folder_dataset(tmp_path / "here")
+    (first,) = run(toy.config(out, datasets=[f"folder:{tmp_path / 'here'}"]))
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    capsys.readouterr()
+    (second,) = run(toy.config(out, datasets=[f"folder:{tmp_path / 'there'}"]))
+    assert "1 cells, 1 finished before" in capsys.readouterr().err
+    assert second.started == first.started
+    run(toy.config(out, "toy_posed", datasets=[f"folder:{tmp_path / 'there'}"]))
+    records = load_records(out)
+    assert [table.title for table in build_tables(records)] == ["tiny · folder/val · tiny-v3"]
+    for record in records:
+        assert str(tmp_path) not in json.dumps(record.to_dict())
+
+
+def test_a_partial_copy_is_told(toy, out, monkeypatch, capsys):
+    dataset = toy.find("toy", "dataset")
+    monkeypatch.setattr(dataset, "counts", {"train": 6, "val": 1449})
+    (record,) = run(toy.config(out))
+    assert "WARNING: toy/val is a partial copy: 4 of 1449 images" in capsys.readouterr().err
+    assert record.data["val"]["official"] == 1449
+    assert record.data["train"]["official"] == record.data["train"]["available"] == 6
+    assert record.data["other"]["official"] is None
+    text = render(load_records(out), "md")
+    assert "**partial copy**: 4 of 1449 images" in text
+    assert "toy/train" not in text
 
 
 def test_an_edited_plugin_is_run_again(toy, out, tmp_path, monkeypatch):
@@ -145,14 +260,14 @@ def test_an_edited_plugin_is_run_again(toy, out, tmp_path, monkeypatch):
     config = toy.config(out, "mine", plugins=[str(plugin)])
     with toy.world():
         run(config)
-    calls = count_calls(monkeypatch, work, "train_probe")
+    calls = count_calls(monkeypatch, probing, "train_probes")
     with toy.world():
         run(config)
-    assert calls["train_probe"] == 0
+    assert calls["train_probes"] == 0
     plugin.write_text(text + "        return F.interpolate(features, output_size, mode='bilinear')\n")
     with toy.world():
         run(config)
-    assert calls["train_probe"] == 2
+    assert calls["train_probes"] == 1
 
 
 def test_a_damaged_record_is_run_again(toy, out, capsys):
@@ -166,25 +281,38 @@ def test_a_damaged_record_is_run_again(toy, out, capsys):
 
 def test_a_new_label_keeps_the_numbers(toy, out, monkeypatch):
     run(toy.config(out))
-    calls = count_calls(monkeypatch, work, "train_probe")
+    calls = count_calls(monkeypatch, probing, "train_probes")
     run(toy.config(out, [{"name": "toy_smooth", "label": "Baseline"}]))
-    assert calls["train_probe"] == 0
+    assert calls["train_probes"] == 0
     assert [record.cell.method.label for record in load_records(out)] == ["Baseline"]
 
 
 def test_shared_work_is_done_once(toy, out, monkeypatch):
     method = find_method("toy_smooth")
     loads = count_calls(monkeypatch, work.backbones, "load_backbone")
-    features = count_calls(monkeypatch, work.features, "cached_features")
+    features = count_calls(monkeypatch, context, "FeatureStore")
+    trainings = count_calls(monkeypatch, probing, "train_probes")
     views = count_calls(monkeypatch, method, "operator")
     costs = count_calls(monkeypatch, measure, "measure")
     run(toy.config(out, "toy_smooth", tasks=["seg", "depth"], seeds=3))
     assert loads["load_backbone"] == 1
-    assert features["cached_features"] == 3, "one a split"
+    assert features["FeatureStore"] == 3, "one a split"
+    assert trainings["train_probes"] == 2, "one a task, for all seeds"
     assert views["operator"] == 6 + 4 + 3, "one an image, for all tasks and seeds"
     assert costs["measure"] == 1
     run(toy.config(out, "toy_smooth", tasks=["seg", "depth"], seeds=4))
     assert costs["measure"] == 1, "costs of a configuration are kept beside the records"
+
+
+def test_a_cells_numbers_do_not_depend_on_the_cells_beside_it(toy, tmp_path):
+    """Else a run that goes on after a kill, or shares its cells, would give others."""
+    tasks = ["seg", "depth"]
+    together = run(toy.config(tmp_path / "both", "toy_posed", tasks=tasks))
+    alone = [run(toy.config(tmp_path / task, "toy_posed", tasks=[task]))[0] for task in tasks]
+    for one, other in zip(together, alone, strict=True):
+        assert one.cell == other.cell
+        assert json.dumps(one.metrics) == json.dumps(other.metrics)
+        assert one.per_image == other.per_image
 
 
 def test_limit_is_loud(toy, out, capsys):
@@ -197,7 +325,7 @@ def test_limit_is_loud(toy, out, capsys):
 
 def test_probe_settings_other_than_the_protocols_are_told(toy, out):
     (record,) = run(toy.config(out, probe={"epochs": 1}))
-    assert record.protocol["probe"]["epochs"] == 1
+    assert record.protocol["recipe"]["epochs"] == 1
     assert record.warnings == ["probe settings differ from the protocol: epochs=1"]
 
 
@@ -215,9 +343,14 @@ def test_options_weights_and_cameras_make_rows_of_their_own(toy, out):
     assert scores[0] != scores[1]
     assert records[2].warnings == ["random weights"]
     assert scores[3] != scores[4], "the camera reaches the method"
-    titles = [r.cell.method.title for r in records]
-    assert titles[1] == "toy_smooth (mode=nearest)"
-    assert titles[4] == "toy_posed (camera=dataset)"
+    rows = [r.row for r in records]
+    assert rows == [
+        "Smooth",
+        "Smooth (mode=nearest)",
+        "toy_trained:none",
+        "toy_posed",
+        "toy_posed (camera=dataset)",
+    ]
 
 
 def test_bfloat16_runs_and_differs_a_little(toy, out):
@@ -266,6 +399,61 @@ def test_worker_processes_give_the_same_records(toy, tmp_path):
     assert parallel["toy_dies"].status == "failed"
     assert "killed by SIGKILL" in parallel["toy_dies"].reason
     assert len(load_records(tmp_path / "p")) == 3
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # Ray before 2.57 leaves processes and log files
+def test_a_ray_cluster_gives_the_same_records(toy, tmp_path):
+    ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    methods = "toy_fails,toy_dies,toy_smooth"
+    with ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False):
+        remote = by_method(run(toy.config(tmp_path / "r", methods, executor="ray", workers=2)))
+    inline = by_method(run(toy.config(tmp_path / "i", "toy_smooth")))
+    ours, theirs = (r["toy_smooth"].metrics["val"]["miou"] for r in (remote, inline))
+    assert ours == pytest.approx(theirs, rel=0.01), "equal but for the number of threads"
+    assert remote["toy_fails"].reason == "ValueError: boom in two lines"
+    assert remote["toy_dies"].status == "failed"
+    assert "the Ray task died" in remote["toy_dies"].reason
+    assert len(load_records(tmp_path / "r")) == 3
+
+
+@pytest.mark.parametrize(
+    ("executor", "device", "visible", "place", "devices"),
+    [
+        ("inline", "cuda:1", None, "cuda:1", ["1"]),
+        ("process", "cuda:1", None, "cuda", ["1"]),
+        ("process", "cuda:1", "4,6", "cuda", ["6"]),
+        ("process", "cuda", None, "cuda", ["0", "1"]),
+        ("ray", "cuda:0", "GPU-a,GPU-b", "cuda", ["GPU-a"]),
+        ("process", "cpu", "4,6", "cpu", []),
+    ],
+)
+def test_which_gpus_workers_are_given(toy, out, monkeypatch, executor, device, visible, place, devices):
+    """One that is given the second GPU sees no other: there it is the first."""
+    handed = []
+
+    def execute(work, jobs, workers, devices):
+        for job in jobs:
+            handed.append(([planned.place for planned in job.cells], list(devices)))
+            yield job, Lost("nobody is there")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"GPU of {device}")
+    monkeypatch.setattr(environment, "describe", environment.describe.__wrapped__)  # it remembers
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *_: self)
+    monkeypatch.setattr(loop, "find_executor", lambda name: execute)
+    monkeypatch.setattr(loop, "_prepare", lambda worker, pending: None)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    else:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(
+        loop._Run, "_measured", lambda self, pending: {planned.cell.key: {} for planned in pending}
+    )
+    (record,) = run(toy.config(out, executor=executor, device=device))
+    assert handed == [([place], devices)]
+    assert record.reason == "nobody is there"
+    assert record.environment["gpu"] == (None if device == "cpu" else f"GPU of {place}")
 
 
 def test_a_debugger_opens_where_a_cell_fails(toy, out, monkeypatch):

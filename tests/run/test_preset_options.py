@@ -1,4 +1,4 @@
-"""Options that a method has under a preset: a smaller budget that the record tells."""
+"""Options that a method has under a protocol: a smaller budget that the record tells."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from types import ModuleType
 import pytest
 
 from upbench.contracts.upsampler import Upsampler
-from upbench.evaluate.protocol import PRESETS
 from upbench.methods.featup_implicit import FeatUpImplicit
 from upbench.registry import plugins
 from upbench.run.loop import run
@@ -17,31 +16,33 @@ from upbench.testing import MethodCase
 
 @pytest.fixture
 def smooth(toy: ModuleType, monkeypatch: pytest.MonkeyPatch) -> type[Upsampler]:
-    """The toy method, with an option of its own under the toy preset."""
+    """The toy method, with an option of its own under the toy protocol."""
     cls: type[Upsampler] = plugins("method")["toy_smooth"]
     monkeypatch.setattr(cls, "preset_options", {"tiny": {"mode": "nearest"}, "contract": {"mode": "bicubic"}})
     return cls
 
 
-def test_a_preset_sets_options_that_the_user_does_not(
+def test_a_protocol_sets_options_that_the_user_does_not(
     toy: ModuleType, smooth: type[Upsampler], tmp_path: Path
 ) -> None:
     (record,) = run(toy.config(tmp_path / "a"))
     assert record.status == "ok"
     assert record.cell.method.options == {"mode": "nearest"}
-    assert record.cell.method.title == "Smooth, tiny budget"
+    assert record.row == "Smooth, tiny budget"
     assert record.warnings == ["options of the preset 'tiny', not the method's own: mode=nearest"]
 
     (record,) = run(toy.config(tmp_path / "b", methods={"name": "toy_smooth", "mode": "bicubic"}))
     assert record.cell.method.options == {"mode": "bicubic"}
+    assert record.row == "Smooth (mode=bicubic)"
     assert not record.warnings
 
 
-def test_what_the_preset_set_is_what_ran(toy: ModuleType, smooth: type[Upsampler], tmp_path: Path) -> None:
-    (preset,) = run(toy.config(tmp_path / "a", tasks=["depth"]))
+def test_what_the_protocol_set_is_what_ran(toy: ModuleType, smooth: type[Upsampler], tmp_path: Path) -> None:
+    (budget,) = run(toy.config(tmp_path / "a", tasks=["depth"]))
     (asked,) = run(toy.config(tmp_path / "b", {"name": "toy_smooth", "mode": "nearest"}, tasks=["depth"]))
     (other,) = run(toy.config(tmp_path / "c", {"name": "toy_smooth", "mode": "bicubic"}, tasks=["depth"]))
-    assert preset.metrics == asked.metrics != other.metrics
+    scores = [record.metrics["val"]["absrel"] for record in (budget, asked, other)]
+    assert scores[0] == scores[1] != scores[2]
 
 
 def test_contract_tests_have_their_own(smooth: type[Upsampler]) -> None:
@@ -50,10 +51,10 @@ def test_contract_tests_have_their_own(smooth: type[Upsampler]) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(plugins("method")))
-def test_every_method_knows_the_options_and_presets_that_it_names(name: str) -> None:
+def test_every_method_knows_the_options_and_protocols_that_it_names(name: str) -> None:
     cls = plugins("method")[name]
-    for preset, options in cls.preset_options.items():
-        assert preset in (*PRESETS, "contract")
+    for protocol, options in cls.preset_options.items():
+        assert protocol in (*plugins("protocol"), "contract")
         assert set(options) <= set(cls.option_names())
         cls.build(**options)
 

@@ -3,7 +3,6 @@ should."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,9 +16,9 @@ from torch import Tensor, nn
 
 from upbench.contracts.operator import FunctionOperator
 from upbench.contracts.upsampler import Upsampler
-from upbench.registry import find_task, load_plugin_file, open_dataset, plugins
-from upbench.testing import ContractError, check_dataset, check_method, check_task
-from upbench.testing.tasks import ToyDataset, toy_sample
+from upbench.ops.resample import interpolation_operator
+from upbench.registry import find_task, load_plugin_file, plugins
+from upbench.testing import ContractError, check_method, check_task
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +129,66 @@ class IgnoresCamera(Good):
         return super().forward(image, features, output_size)
 
 
+class Cut(Good):
+    """A parameter whose gradient is lost, not missing."""
+
+    trainable = True
+
+    def __init__(self, channels: int = 384) -> None:
+        super().__init__(channels)
+        self.scale = nn.Parameter(torch.ones(()))
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def forward(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Tensor:
+        lost = self.bias.detach() + 0 * self.bias
+        return super().forward(image, features * self.scale + lost, output_size)
+
+
+class Cancelled(Cut):
+    """A bias that cancels has no gradient, and needs none."""
+
+    def forward(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Tensor:
+        return Good.forward(self, image, features * self.scale + (self.bias - self.bias), output_size)
+
+
+class FollowsAutocast(Unused):
+    def forward(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Tensor:
+        mixed = features.movedim(1, 3) @ (self.scale * torch.eye(features.shape[1]).to(features))
+        return Good.forward(self, image, mixed.movedim(3, 1) + 0 * self.unused, output_size)
+
+
+class Rough(Good):
+    """Another function where no gradients are asked for."""
+
+    def forward(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Tensor:
+        factor = 1.0 if torch.is_grad_enabled() else 1.01
+        return super().forward(image, factor * features, output_size)
+
+
+class Reflects(Good):
+    def forward(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Tensor:
+        padded = F.pad(features, (1, 1, 1, 1), mode="reflect")[..., 1:-1, 1:-1]
+        return super().forward(image, padded, output_size)
+
+
+class OneC(Good):
+    def forward(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Tensor:
+        return super().forward(image, features.unflatten(1, (16, -1)).flatten(1, 2), output_size)
+
+
+class WrongTiles(Good):
+    def tile_operator(self, *inputs: Any, memory_budget: int, **given: Any) -> Any:
+        size = inputs[2]
+        return interpolation_operator(inputs[1], size, "bilinear")
+
+
 BROKEN: dict[type[Upsampler], set[str]] = {
+    Cut: {"gradient to parameters"},
+    FollowsAutocast: {"autocast"},
+    Rough: {"with gradients", "tiny maps"},
+    Reflects: {"tiny maps"},
+    OneC: {"other channels"},
+    WrongTiles: {"tiles"},
     WrongShape: {"shape, ratio not an integer", "shape, larger than the image"},
     WrongDtype: {"bfloat16"},
     NotFinite: {"shape, square"},
@@ -146,7 +204,7 @@ BROKEN: dict[type[Upsampler], set[str]] = {
     SwallowsOptions: {"options"},
     IgnoresCamera: {"camera"},
 }
-ALL: list[type[Upsampler]] = [Good, *BROKEN]
+ALL: list[type[Upsampler]] = [Good, Cancelled, *BROKEN]
 for _cls in ALL:
     _cls.name = "broken"
 
@@ -160,6 +218,38 @@ def test_a_good_method_passes() -> None:
     outcome = check_method(Good)
     assert outcome["shape, square"] == "ok"
     assert outcome["camera"] == "skipped: uses no camera"
+
+
+def test_a_bias_that_cancels_needs_no_gradient() -> None:
+    assert check_method(Cancelled)["gradient to parameters"] == "ok"
+
+
+class Sized(Upsampler):
+    """Reads its width from a checkpoint, or fails to."""
+
+    trainable = True
+    reads = True
+
+    def __init__(self, channels: int = 384, *, dim: int = 4) -> None:
+        super().__init__(channels)
+        self.scale = nn.Parameter(torch.ones(dim))
+
+    def forward(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Tensor:
+        return F.interpolate(features * self.scale.mean(), output_size).clone()
+
+    @classmethod
+    def options_from(cls, state: Any) -> dict[str, Any]:
+        return {"dim": len(state["scale"]) if cls.reads else 4}
+
+
+def test_options_that_a_checkpoint_does_not_tell_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(Upsampler.registered, "sized", Sized)
+    monkeypatch.setattr(Sized, "name", "sized", raising=False)
+    assert check_method(Sized, {"dim": 6})["options from checkpoint"] == "ok"
+    monkeypatch.setattr(Sized, "reads", False)
+    with pytest.raises(ContractError) as caught:
+        check_method(Sized, {"dim": 6})
+    assert failed(caught.value) >= {"options from checkpoint"}
 
 
 @pytest.mark.parametrize("cls", BROKEN, ids=lambda cls: cls.__name__)
@@ -239,74 +329,3 @@ def test_broken_tasks_are_found(make: Any, check: str) -> None:
     with pytest.raises(ContractError) as caught:
         check_task(make())
     assert check in failed(caught.value), str(caught.value)
-
-
-class Toy(ToyDataset):
-    eval_splits = ("val",)
-
-    def names(self, split: str) -> list[str]:
-        if split not in ("train", "val"):
-            raise self.unknown_split(split, ("train", "val"))
-        return super().names(split)
-
-    def load(self, split: str, index: int, size: int) -> Any:
-        sample = toy_sample(index)
-
-        def fit(array: Tensor) -> Tensor:
-            """Nearest neighbour, of any shape and type."""
-            flat = array.reshape(1, -1, *array.shape[-2:]).double()
-            return F.interpolate(flat, (size, size)).to(array.dtype).reshape(*array.shape[:-2], size, size)
-
-        fields = ("image", "valid", "label", "depth", "normal")
-        changes: dict[str, Any] = {name: fit(getattr(sample, name)) for name in fields}
-        return replace(sample, **changes)
-
-    def fingerprint(self, split: str) -> str:
-        return f"toy-{split}"
-
-
-def _broken_dataset(change: str) -> Toy:
-    class Broken(Toy):
-        def load(self, split: str, index: int, size: int) -> Any:
-            sample = super().load(split, index, size)
-            if change == "label":
-                return replace(sample, label=sample.label + 7)
-            if change == "image":
-                return replace(sample, image=sample.image * 255)
-            if change == "camera":
-                return replace(sample, camera=replace(sample.camera, intrinsics=-sample.camera.intrinsics))
-            if change == "noise":
-                return replace(sample, image=torch.rand_like(sample.image))
-            return sample
-
-        def fingerprint(self, split: str) -> str:
-            return "same" if change == "fingerprint" else super().fingerprint(split)
-
-        def names(self, split: str) -> list[str]:
-            return ["a", "b"] if change == "names" else super().names(split)
-
-    Broken.name = "toy"
-    return Broken(Path())
-
-
-@pytest.mark.parametrize(
-    ("change", "check"),
-    [
-        ("label", "ground truth"),
-        ("image", "images"),
-        ("camera", "camera"),
-        ("noise", "repeatable"),
-        ("fingerprint", "fingerprints"),
-        ("names", "names"),
-    ],
-)
-def test_broken_datasets_are_found(change: str, check: str) -> None:
-    check_dataset(_broken_dataset("nothing"), size=32)
-    with pytest.raises(ContractError) as caught:
-        check_dataset(_broken_dataset(change), size=32)
-    assert check in failed(caught.value), str(caught.value)
-
-
-def test_the_toy_and_the_packaged_dataset_pass() -> None:
-    assert set(check_dataset(open_dataset("interiors"), size=40).values()) == {"ok"}
-    assert math.isclose(float(toy_sample(0).image.mean()), 0.5, abs_tol=0.05)

@@ -40,6 +40,7 @@ from upbench.datasets.interiors.classes import RAW_CLASSES
 from upbench.datasets.interiors.files import SUFFIXES
 from upbench.datasets.interiors.scenes import SceneFolder
 from upbench.errors import UpbenchError
+from upbench.testing import assert_close
 
 ROOT = Path(__file__).resolve().parents[2]
 RENDER = [sys.executable, "-m", "tools.interiors"]
@@ -145,7 +146,7 @@ def test_sharp_edges_stay_sharp_and_curves_get_smooth() -> None:
     cube = np.concatenate([obj.points[faces[:, :, 0]] for faces in obj.faces.values()])
     flat = np.cross(cube[:, 1] - cube[:, 0], cube[:, 2] - cube[:, 0])
     flat /= np.linalg.norm(flat, axis=1, keepdims=True)
-    np.testing.assert_allclose(crease_normals(cube), np.repeat(flat[:, None], 3, axis=1), atol=1e-12)
+    assert_close(crease_normals(cube), np.repeat(flat[:, None], 3, axis=1))
 
     angle = np.linspace(0, 2 * np.pi, 33)  # a prism of 32 sides: 11 degrees between neighbours
     ring = np.stack([np.cos(angle), np.sin(angle), np.zeros(33)], axis=-1)
@@ -160,7 +161,7 @@ def test_sharp_edges_stay_sharp_and_curves_get_smooth() -> None:
 
 def test_box_mapping_is_in_metres() -> None:
     floor = np.array([[[0.0, 0.0, 0.3], [2.0, 0.0, 0.3], [2.0, 3.0, 0.3]]])
-    np.testing.assert_allclose(np.ptp(box_map(floor)[0], axis=0), [2.0, 3.0])
+    assert_close(np.ptp(box_map(floor)[0], axis=0), np.array([2.0, 3.0]))
 
 
 def test_a_ply_file_welds_corners_and_drops_slivers() -> None:

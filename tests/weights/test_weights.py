@@ -135,8 +135,8 @@ def test_options_in_the_metadata_are_defaults(tmp_path: Path) -> None:
         save_file(state, file, {"method": method, "options": options})
         assert load_method("toy", file, channels=6).gain == gain
         assert load_method("toy", file, channels=6, gain=3.0).gain == 3.0
-    assert options_unlike_training(Toy, str(file), {"gain": 3.0, "dim": 4}) == {"gain": (3.0, 1.0)}
-    assert options_unlike_training(Toy, "none", {"gain": 3.0}) == {}
+    assert options_unlike_training(Toy, resolve(Toy, file), {"gain": 3.0, "dim": 4}) == {"gain": (3.0, 1.0)}
+    assert options_unlike_training(Toy, resolve(Toy, "none"), {"gain": 3.0}) == {}
     save_file(state, file, {"method": "toy", "options": "{"})
     with pytest.raises(UpbenchError, match="not JSON"):
         load_method("toy", file, channels=6)
@@ -333,14 +333,14 @@ def test_wrong_sha256(state: dict[str, Tensor], tmp_path: Path, monkeypatch: pyt
 
 def test_list_has_a_row_for_every_entry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     entries = {
-        "remote": Weights("https://example.org/c.pth", licence="MIT"),
+        "remote": Weights("https://example.org/c.pth", license="MIT"),
         "other": Weights("o.safetensors"),
     }
     monkeypatch.setattr(Toy, "weights", entries)
     monkeypatch.setattr(Toy, "default_weights", "other")
     rows = {row.name: row for row in list_weights() if row.method == "toy"}
     assert [(row.default, row.place) for row in rows.values()] == [(False, "remote"), (True, "missing")]
-    assert rows["remote"].entry.licence == "MIT"
+    assert rows["remote"].entry.license == "MIT"
     (tmp_path / "c.pth").write_bytes(b"")
     monkeypatch.setenv("UPBENCH_WEIGHTS", str(tmp_path))
     assert [row.place for row in list_weights() if row.name == "remote" and row.method == "toy"] == ["local"]
@@ -348,7 +348,9 @@ def test_list_has_a_row_for_every_entry(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 def test_what_no_program_can_download(monkeypatch: pytest.MonkeyPatch, state, tmp_path: Path):
     """A page with files behind it: the user is told, and the file is found where it was put."""
-    page = Weights("https://example.org/folder", filename="c.safetensors", licence="MIT", by_hand=True)
+    assert Weights("c.pth", licence="MIT") == Weights("c.pth", license="MIT")  # as the first edition spelt it
+    assert Weights("c.pth", license="MIT").licence == "MIT"  # type: ignore[attr-defined]
+    page = Weights("https://example.org/folder", filename="c.safetensors", license="MIT", by_hand=True)
     monkeypatch.setattr(Toy, "weights", {"a": page})
 
     def place() -> list[str]:
@@ -363,12 +365,12 @@ def test_what_no_program_can_download(monkeypatch: pytest.MonkeyPatch, state, tm
 
 
 def test_every_listed_entry_of_the_project_is_complete():
-    """What ships has a pinned hash, what is downloaded has one or gets it then; all have a licence."""
+    """What ships has a pinned hash, what is downloaded has one or gets it then; all have a license."""
     for row in list_weights():
         assert row.place != "missing", f"{row.method}:{row.name}"
         assert row.entry.sha256 is not None or row.entry.remote, f"{row.method}:{row.name}"
         assert len(row.entry.sha256 or 64 * "0") == 64
-        assert row.entry.licence, f"{row.method}:{row.name}"
+        assert row.entry.license, f"{row.method}:{row.name}"
 
 
 def test_module_imports_no_torch():

@@ -35,7 +35,7 @@ def compile_for(dtype: torch.dtype, average: bool, table: torch.Tensor, *kernels
     axes = ((row.cells, row.visible), (col.cells, col.visible))
     tile = [row.size, row.before, col.size]
     constants = triton_window._sizes(q, q, *axes, tile, 2, average)
-    constants |= {"PRECISION": "tf32x3", "PIXELS": col.size, "BLOCK": 16}
+    constants |= {"PRECISION": "tf32x3", "PIXELS": col.size, "BLOCK": 16, "ROW_LISTS": 2, "COL_LISTS": 3}
     tensor, visible = NAMES[dtype], [VISIBLE[axis.visible.dtype] for axis in (row, col)]
     types: dict[str, Any] = dict.fromkeys(("q", "k", "v", "out", "grad", "grad_q"), tensor)
     types |= dict.fromkeys(("grad_k", "grad_v", "per_tile"), "*fp32")

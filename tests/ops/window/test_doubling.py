@@ -10,6 +10,7 @@ from torch import Tensor
 
 from upbench.ops.resample import doublings, resize, to_size
 from upbench.ops.window.doubling import doubling
+from upbench.testing import assert_close
 
 
 def reference(values: Tensor, kernels: Tensor, side: int) -> Tensor:
@@ -36,7 +37,7 @@ def test_equals_the_two_steps(grid: tuple[int, int], side: int) -> None:
     values = torch.randn(2, 5, *grid)
     expected = reference(values, kernels, side)
     whole = doubling(lambda rows: kernels[:, :, rows], grid, side, values)
-    torch.testing.assert_close(whole(values), expected, rtol=1e-4, atol=1e-4)
+    assert_close(whole(values), expected)
     asked = []
 
     def strip(rows: slice) -> Tensor:
@@ -45,8 +46,8 @@ def test_equals_the_two_steps(grid: tuple[int, int], side: int) -> None:
 
     with torch.no_grad():
         strips = doubling(strip, grid, side, values, memory_budget=1)
-        torch.testing.assert_close(strips(values), expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(strips.operator.weights, whole.operator.weights)
+        assert_close(strips(values), expected)
+    assert_close(strips.operator.weights, whole.operator.weights)
     assert [(r.start, r.stop) for r in asked] == [
         (top, min(top + 4, 2 * grid[0])) for top in range(0, 2 * grid[0], 4)
     ]
@@ -57,10 +58,10 @@ def test_a_crop_needs_only_the_cells_around_it() -> None:
     whole = doubling(lambda rows: kernels[:, :, rows], (20, 24), 7, values)
     part, rows, cols = whole.crop(slice(13, 18), slice(44, 48))
     assert (part.output_size, rows, cols) == ((5, 4), slice(3, 13), slice(16, 24))
-    torch.testing.assert_close(part(values[:, :, rows, cols]), whole(values)[:, :, 13:18, 44:])
+    assert_close(part(values[:, :, rows, cols]), whole(values)[:, :, 13:18, 44:])
     again, more_rows, more_cols = part.crop(slice(1, 3), slice(0, 2))
     inner = values[:, :, rows, cols][:, :, more_rows, more_cols]
-    torch.testing.assert_close(again(inner), whole(values)[:, :, 14:16, 44:46])
+    assert_close(again(inner), whole(values)[:, :, 14:16, 44:46])
     assert part.nbytes() < whole.nbytes() / 10
     assert whole.to(torch.float16).operator.weights.dtype == torch.float16
 
@@ -82,7 +83,7 @@ class TestToSize:
 
     def test_bilinear_and_antialiased_where_an_axis_shrinks(self) -> None:
         values = torch.randn(1, 2, 6, 8)
-        torch.testing.assert_close(
+        assert_close(
             to_size(values, (9, 11)), F.interpolate(values, (9, 11), mode="bilinear", align_corners=False)
         )
         assert torch.equal(to_size(values, (3, 11)), resize(values, (3, 11), "bilinear"))

@@ -8,72 +8,18 @@ import math
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
+from recording import COST, record
 
 from upbench.errors import UpbenchError
-from upbench.results.cell import Cell, MethodSpec
-from upbench.results.records import Record, frame
+from upbench.results.cell import MethodSpec
+from upbench.results.records import Record
 from upbench.results.report import Column, Value, build_tables, render
 from upbench.results.report.bootstrap import paired_difference
 
-SEG = [
-    {"name": "miou", "title": "mIoU", "higher_is_better": True, "unit": "%", "main": True},
-    {"name": "accuracy", "title": "Accuracy", "higher_is_better": True, "unit": "%", "main": False},
-]
-DEPTH = [{"name": "rmse", "title": "RMSE", "higher_is_better": False, "unit": "m", "main": True}]
-COST = {
-    "parameters": 103_000,
-    "macs": 6_380_000_000,
-    "latency_ms": 75.81,
-    "latency_q25_ms": 73.7,
-    "latency_q75_ms": 77.2,
-    "peak_memory_bytes": 260_000_000,
-    "hardware": "Some CPU, 2 threads",
-    "dtype": "float32",
-    "batch": 1,
-    "channels": 384,
-    "feature_size": [16, 16],
-    "output_size": [224, 224],
-    "warnings": [],
-}
-
-
-def record(method: str, task: str = "seg", values: Any = (50.0, 52.0), **more: Any) -> Record:
-    """A finished cell, or what `more` makes of it."""
-    fields = {"backbone": "vit", "dataset": "rooms", "preset": "quick", "seeds": (0, 1), "limit": None}
-    fields |= {"device": "cpu", "dtype": "float32"}
-    fields |= {name: more.pop(name) for name in list(more) if name in fields or name == "probe"}
-    spec = more.pop("spec", MethodSpec(method))
-    columns = SEG if task == "seg" else DEPTH
-    metrics = {"val": {column["name"]: list(values) for column in columns}}
-    defaults: dict[str, Any] = {
-        "metrics": metrics,
-        "per_image": {"val": {"names": ["a", "b", "c"], "values": [[v, v + 1, v + 5] for v in values]}},
-        "columns": columns,
-        "about": {"title": method.title(), "year": {"raysup": 2026, "jbu": 2007}.get(method), "paper": ""},
-        "cost": {"cpu": COST},
-        "protocol": {"name": "quick-v1", "image_size": 224, "output_size": 224},
-        "environment": {
-            "cpu": "Some CPU",
-            "cores": 2,
-            "gpu": None,
-            "packages": {"torch": "2"},
-            "upbench": "1",
-        },
-        "inputs": {"weights": {"name": "w", "sha256": "0123456789abcdef"} if method == "raysup" else {}},
-        "started": "2026-01-01T00:00:00",
-    }
-    status = more.pop("status", "ok")
-    if status != "ok":
-        defaults |= {"metrics": {}, "per_image": {}}
-    return Record(
-        Cell(MethodSpec(method) if spec is None else spec, task, **fields), status, **{**defaults, **more}
-    )
-
 
 def one_table(*records: Record, **options: Any):
-    (table,) = build_tables(frame(records), **options)
+    (table,) = build_tables(records, **options)
     return table
 
 
@@ -127,11 +73,11 @@ def test_methods_with_a_ratio_of_their_own_say_so():
     assert shown["FeatUp", "method/native_ratio"] == "16"
     assert shown["Bilinear", "method/native_ratio"] == "–"
     assert any(note.startswith("Native ratio: ") for note in table.notes)
-    rows = list(csv.DictReader(io.StringIO(render(frame(records), "csv"))))
+    rows = list(csv.DictReader(io.StringIO(render(records, "csv"))))
     assert [(row["method/native_ratio"], row["remarks"]) for row in rows] == [("", ""), ("16.0", "")]
-    assert "Native ratio (x)" in render(frame(records), "md")
+    assert "Native ratio (x)" in render(records, "md")
     split = {"val": {"miou": [1.0]}, "test": {"miou": [2.0]}}
-    first, second = build_tables(frame([record("jbu", about=about, metrics=split)]))
+    first, second = build_tables([record("jbu", about=about, metrics=split)])
     assert [sum("Native" in c.title for c in t.columns) for t in (first, second)] == [1, 0], "told once"
 
 
@@ -145,7 +91,7 @@ def test_the_best_is_bold_in_the_right_direction_and_ties_share():
     )
     best = {(r.label, key) for r in table.rows for key, value in r.values.items() if value.best}
     assert best == {("Raysup", "seg/miou"), ("Jbu", "seg/miou"), ("Bilinear", "depth/rmse")}
-    text = render(frame([record("bilinear", values=(1.0, 3.0)), record("raysup")]))
+    text = render([record("bilinear", values=(1.0, 3.0)), record("raysup")])
     assert "**51.00 ± 1.41**" in text
     assert "**2.00" not in text
 
@@ -165,21 +111,21 @@ def test_skipped_and_failed_cells_stand_in_the_table_with_their_reasons():
     assert shown["Jbu", "seg/miou"] == "skipped [1]"
     assert shown["Raysup", "seg/miou"] == "failed [2]"
     assert table.footnotes == ["Jbu, seg: only 16x", "Raysup, seg: ValueError: boom"]
-    text = render(frame([record("raysup", status="failed", reason="a | b")]))
+    text = render([record("raysup", status="failed", reason="a | b")])
     assert "[1] Raysup, seg: a | b" in text
 
 
 def test_no_cell_is_lost():
     records = [
-        record(method, task, backbone=backbone, limit=limit, dtype=dtype, preset=preset)
+        record(method, task, backbone=backbone, limit=limit, dtype=dtype, protocol=protocol)
         for method in ("bilinear", "raysup")
         for task in ("seg", "depth")
         for backbone in ("vit", "cnn")
         for limit in (None, 3)
         for dtype in ("float32", "bfloat16")
-        for preset in ("quick", "standard")
+        for protocol in ("quick", "standard")
     ]
-    tables = build_tables(frame(records))
+    tables = build_tables(records)
     assert len(tables) == 16, "what cannot be compared stands in tables of their own"
     shown = [v for table in tables for row in table.rows for k, v in row.values.items() if "cost" not in k]
     assert sum(value.number is not None for value in shown) == len(records) + len(records) // 2
@@ -198,7 +144,7 @@ def test_options_weights_and_labels_name_rows():
 
 def test_a_second_split_has_a_table_without_costs():
     metrics = {"val": {"miou": [50.0], "accuracy": [1.0]}, "held": {"miou": [40.0], "accuracy": [2.0]}}
-    first, second = build_tables(frame([record("raysup", metrics=metrics)]))
+    first, second = build_tables([record("raysup", metrics=metrics)])
     assert (first.facts["split"], second.facts["split"]) == ("val", "held")
     assert entries(second)["Raysup", "seg/miou"] == "40.00"
     assert not [column for column in second.columns if column.key.startswith("cost")]
@@ -252,13 +198,11 @@ def test_of_two_records_of_a_cell_the_later_one_counts_and_the_table_says_so():
 
 def test_csv_has_every_number_unrounded_and_a_remark_for_every_gap():
     text = render(
-        frame(
-            [
-                record("raysup", values=(51.23456789, 51.23456789)),
-                record("jbu", status="skipped", reason="only 16x, sorry"),
-                record("bilinear", limit=3, warnings=["only the first 3 images"]),
-            ]
-        ),
+        [
+            record("raysup", values=(51.23456789, 51.23456789)),
+            record("jbu", status="skipped", reason="only 16x, sorry"),
+            record("bilinear", limit=3, warnings=["only the first 3 images"]),
+        ],
         "csv",
         metrics="all",
     )
@@ -274,7 +218,7 @@ def test_csv_has_every_number_unrounded_and_a_remark_for_every_gap():
 
 
 def test_markdown_columns_line_up():
-    text = render(frame([record("bilinear"), record("raysup", "depth", (0.1, 0.2))]))
+    text = render([record("bilinear"), record("raysup", "depth", (0.1, 0.2))])
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len({len(line) for line in lines}) == 1
     assert len({line.count("|") for line in lines}) == 1
@@ -291,16 +235,14 @@ def test_differences_to_a_baseline():
     with pytest.raises(
         UpbenchError, match="unknown method in these records 'bilinaer'; did you mean 'bilinear'"
     ):
-        build_tables(frame([base]), against="bilinaer")
-    rows = list(
-        csv.DictReader(io.StringIO(render(frame([base, record("raysup")]), "csv", against="bilinear")))
-    )
+        build_tables([base], against="bilinaer")
+    rows = list(csv.DictReader(io.StringIO(render([base, record("raysup")], "csv", against="bilinear"))))
     assert float(rows[1][f"{key}_low"]) == 10
 
 
 def test_unknown_format():
     with pytest.raises(UpbenchError, match="unknown format 'htm'"):
-        render(pd.DataFrame(), "htm")
+        render([], "htm")
 
 
 def test_the_paired_bootstrap_covers_the_truth():
@@ -350,7 +292,7 @@ def test_a_terminal_shows_the_same_numbers():
     from upbench.results.report.terminal import draw
 
     console = Console(file=io.StringIO(), width=200, force_terminal=False)
-    draw(build_tables(frame([record("bilinear", warnings=["careful [now]"]), record("raysup")])), console)
+    draw(build_tables([record("bilinear", warnings=["careful [now]"]), record("raysup")]), console)
     text = console.file.getvalue()
     assert "51.00 ± 1.41" in text
     assert "careful [now]" in text
