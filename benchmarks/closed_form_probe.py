@@ -21,22 +21,24 @@ import torch
 from torch import Tensor
 
 from upbench.contracts.dataset import Dataset
-from upbench.contracts.sample import IGNORE, Sample
-from upbench.dense.view import Upsampled
+from upbench.contracts.protocol import Protocol
+from upbench.contracts.sample import IGNORE
+from upbench.contracts.task import Truth
+from upbench.dense.method import MethodCall, resized_guidance
 from upbench.errors import UpbenchError
-from upbench.evaluate.protocol import find_preset
+from upbench.evaluate.task import ProbeTask
 from upbench.features.backbones import load_backbone
-from upbench.features.store import cached_features
-from upbench.registry import find_task, open_dataset
+from upbench.features.images import SplitImages
+from upbench.features.store import FeatureStore
+from upbench.registry import find_protocol, find_task, open_dataset
 from upbench.results.records import write_json
-from upbench.run.build import splits
-from upbench.run.samples import Samples
+from upbench.run.context import with_statistics
 from upbench.system.environment import describe
 from upbench.system.progress import track
 from upbench.weights.load import load_method
 
 _SHRINKAGE = 1e-3  # of the mean variance, added to every axis: rank-deficient outputs stay solvable
-_SAMPLE_BYTES = 1_000_000_000
+_IMAGE_BYTES = 1_000_000_000  # frames of a split that are kept in memory
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,9 @@ class Statistics:
         self.moments = torch.zeros(channels, channels, dtype=torch.float64)
         self.origin: Tensor | None = None
 
-    def add(self, features: Tensor, sample: Sample) -> None:
+    def add(self, features: Tensor, truth: Truth) -> None:
         """One image's `[C, H, W]` features at its labelled pixels."""
-        label = labels(sample).flatten()
+        label = truth.target("label").masked_fill(~truth.valid, IGNORE).flatten()
         kept = label != IGNORE
         x, y = features.flatten(1)[:, kept], label[kept]
         if self.origin is None:
@@ -97,7 +99,7 @@ def main() -> int:
     parser.add_argument("--methods", default="bilinear,raysup,anyup")
     parser.add_argument("--backbone", default="dinov2_vits14_focus")
     parser.add_argument("--dataset", default="interiors", help="NAME or NAME:FOLDER")
-    parser.add_argument("--preset", default="quick")
+    parser.add_argument("--preset", "--protocol", default="quick")
     parser.add_argument("--limit", type=int, help="images of each split")
     parser.add_argument("--out", type=Path, help="JSON file")
     arguments = parser.parse_args()
@@ -117,53 +119,87 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     dataset = open_dataset(arguments.dataset)
     if "label" not in dataset.targets:
         raise UpbenchError(f"dataset '{dataset.name}' has no classes to tell apart")
-    backbone = load_backbone(arguments.backbone, "cpu")
-    preset = find_preset(arguments.preset)
-    train, *others = splits(dataset)
-    views: dict[str, tuple[Samples, Tensor]] = {}
+    protocol = find_protocol(arguments.preset)()
+    if protocol.scoring.at != "output":
+        raise UpbenchError(f"protocol '{protocol.name}' scores elsewhere than at the size of the output")
+    backbone = with_statistics(load_backbone(arguments.backbone, "cpu"), protocol.backbone_statistics)
+    train, *others = dataset.splits
+    views: dict[str, tuple[SplitImages, FeatureStore]] = {}
     for split in (train, *others):
-        low = cached_features(backbone, dataset, split, preset.image_size, limit=arguments.limit)
-        samples = Samples(dataset, split, preset.output_size, arguments.limit, _SAMPLE_BYTES)
-        views[split] = samples, low.features
+        images = SplitImages(
+            dataset, split, protocol, stride=backbone.stride, limit=arguments.limit, budget=_IMAGE_BYTES
+        )
+        views[split] = images, FeatureStore(backbone, images, dtype=protocol.features_dtype)
+        views[split][1].prepare()
+    judge = Judge(dataset, protocol)
     scores: dict[str, dict[str, dict[str, float]]] = {}
     for spec in arguments.methods.split(","):
         name, _, weights = spec.partition(":")
         method = load_method(name, weights or "default", channels=backbone.channels)
-        size = (preset.output_size, preset.output_size)
-        upsampled = {split: Upsampled(method, *view, size) for split, view in views.items()}
-        classifier = fit(upsampled[train], dataset, f"{spec} {train}")
+        call = MethodCall(method, backbone=backbone, statistics=protocol.guidance_statistics)
+        upsampled = {split: Upsampled(call, *view) for split, view in views.items()}
+        classifier = fit(upsampled[train], backbone.channels, judge.classes, f"{spec} {train}")
         scores[spec] = {
-            split: score(classifier, upsampled[split], dataset, f"{spec} {split}") for split in others
+            split: judge.score(classifier, upsampled[split], f"{spec} {split}") for split in others
         }
     settings = {name: value for name, value in vars(arguments).items() if name != "out"}
     return {"arguments": settings, "environment": describe(), "splits": scores}
 
 
+@dataclass(frozen=True)
+class Upsampled:
+    """A split's upsampled features, by the method's own forward pass, computed when they are asked for.
+
+    Attributes: call: The method; images: The frames; features: Theirs, at low resolution.
+    """
+
+    call: MethodCall
+    images: SplitImages
+    features: FeatureStore
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def dense(self, index: int) -> Tensor:
+        """`[C, H, W]` of a frame."""
+        size = self.images.output_size(index)
+        image = self.images.image(index)[None]
+        if self.images.protocol.guidance_size == "output":
+            image = resized_guidance(image, size)
+        return self.call.forward(image, self.features.batch([index]), size)[0]
+
+
 @torch.no_grad()
-def fit(upsampled: Upsampled, dataset: Dataset, description: str) -> Classifier:
+def fit(upsampled: Upsampled, channels: int, classes: int, description: str) -> Classifier:
     """The classifier of a training split."""
-    statistics = Statistics(int(upsampled.features.shape[1]), len(dataset.classes))
+    statistics = Statistics(channels, classes)
     for index in track(range(len(upsampled)), description):
-        statistics.add(upsampled.dense(index), upsampled.samples[index])
+        statistics.add(upsampled.dense(index), upsampled.images.truth([index]))
     return statistics.classifier()
 
 
-@torch.no_grad()
-def score(
-    classifier: Classifier, upsampled: Upsampled, dataset: Dataset, description: str
-) -> dict[str, float]:
-    """The segmentation task's metrics of a split, in per cent."""
-    evaluator = find_task("seg")().evaluator(dataset)
-    for index in track(range(len(upsampled)), description):
-        evaluator.update(classifier(upsampled.dense(index)), upsampled.samples[index])
-    return evaluator.compute()
+class Judge:
+    """The segmentation task's own view of what a classifier says."""
 
+    def __init__(self, dataset: Dataset, protocol: Protocol) -> None:
+        """Args: dataset, protocol: Decide on the classes that count."""
+        task = find_task("seg")()
+        assert isinstance(task, ProbeTask)
+        self.task, self.dataset, self.protocol = task, dataset, protocol
 
-def labels(sample: Sample) -> Tensor:
-    """`[H, W]` int64 classes, ignored where the sample is not valid."""
-    if sample.label is None:
-        raise UpbenchError(f"image '{sample.name}' has no labels")
-    return sample.label.masked_fill(~sample.valid, IGNORE)
+    @property
+    def classes(self) -> int:
+        """K."""
+        return self.task.outputs(self.dataset, self.protocol)
+
+    @torch.no_grad()
+    def score(self, classifier: Classifier, upsampled: Upsampled, description: str) -> dict[str, float]:
+        """The task's metrics of a split, in per cent."""
+        evaluator = self.task.evaluator(self.dataset, self.protocol)
+        for index in track(range(len(upsampled)), description):
+            scores = classifier(upsampled.dense(index))
+            evaluator.update(self.task.decode(scores[None]), upsampled.images.truth([index]))
+        return evaluator.compute()
 
 
 def table(scores: dict[str, dict[str, dict[str, float]]]) -> str:

@@ -15,8 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from upbench.errors import UpbenchError
-from upbench.evaluate.protocol import find_preset
-from upbench.registry import find_task
+from upbench.registry import find_protocol, find_task
 from upbench.results.records import Record
 from upbench.run.config import RunConfig
 from upbench.run.loop import run
@@ -29,7 +28,7 @@ def main() -> int:
     parser.add_argument("--method", default="bilinear")
     parser.add_argument("--backbone", default=RunConfig.backbones[0])
     parser.add_argument("--dataset", help="NAME or NAME:FOLDER (default: each task's own)")
-    parser.add_argument("--preset", default="quick")
+    parser.add_argument("--preset", "--protocol", default="quick")
     parser.add_argument(
         "--factors", default="1,3", help="what epochs are multiplied with; the first is compared to"
     )
@@ -53,14 +52,16 @@ def main() -> int:
 
 def measure(arguments: argparse.Namespace, task: str, factor: int) -> Record:
     """The record of a task with its epochs multiplied; kept from an earlier call where it is there."""
-    preset = find_preset(arguments.preset)
-    epochs = preset.probe_for(find_task(task).probe).epochs * factor
+    settings = find_task(task)().settings().get("probe")
+    if settings is None:
+        raise UpbenchError(f"task '{task}' trains no probe")
+    epochs = find_protocol(arguments.preset)().recipe_for(settings).epochs * factor
     config = RunConfig(
         methods=[arguments.method],
         tasks=[task],
         backbones=[arguments.backbone],
         datasets=[arguments.dataset] if arguments.dataset else [],
-        preset=arguments.preset,
+        protocol=arguments.preset,
         seeds=arguments.seeds,
         probe={} if factor == 1 else {"epochs": epochs},
         out=str(arguments.out / f"x{factor}"),
