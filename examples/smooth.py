@@ -1,4 +1,5 @@
-"""A method in ten lines: bilinear, then a little blur. Try it with `--plugin examples/smooth.py`."""
+"""A method in ten lines: bilinear, then a little blur. Try it with
+`--plugin examples/smooth.py --methods smooth`."""
 
 import torch.nn.functional as F
 
