@@ -262,3 +262,21 @@ def test_a_context_of_ones_own() -> None:
     assert set(check_task(find_task("normals"), lambda: ToyContext(seeds=(5,))).values()) - {"ok"} <= {
         "skipped: no GPU on this machine"
     }
+
+
+def test_a_task_that_is_trained_with_another_does_not_fail_with_it() -> None:
+    class Exploding(find_task("normals")):  # type: ignore[misc]
+        name = None
+
+        def loss(self, prediction, target, valid):
+            return super().loss(prediction, target, valid) * torch.nan
+
+    Exploding.name = "exploding"
+    protocol = ToyProtocol()
+    protocol.recipe = replace(protocol.recipe, order="shared")
+    alone, beside = (ToyContext(protocol=protocol) for _ in range(2))
+    seg, exploding = find_task("seg")(), Exploding()
+    alone.tasks, beside.tasks = (seg,), (seg, exploding)
+    assert seg.evaluate(beside).metrics == seg.evaluate(alone).metrics
+    with pytest.raises(UpbenchError, match="the loss of task 'exploding' is nan at step 0"):
+        exploding.evaluate(beside)
