@@ -181,7 +181,8 @@ class TestScale:
             assert sum(stages.values()) == pytest.approx(row["seconds"])
             assert min(stages[stage] for stage in ("start", "check", "features", "training")) > 0
             if sys.platform == "linux":
-                assert 0 < row["memory"]["training"]["anonymous"] <= row["memory"]["all"]["anonymous"]
+                seen = row["memory"]  # a stage of less than a tenth of a second may not be looked at
+                assert all(0 < part["anonymous"] <= seen["all"]["anonymous"] for part in seen.values())
                 assert row["second"]["read_bytes"] > row["features_bytes"] * row["images"] / 27
             assert row["second"]["seconds"] > 0
             assert row["second"]["stages"]["features"] == row["second"]["stages"]["check"] == 0

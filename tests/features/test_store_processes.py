@@ -27,6 +27,7 @@ no_warning = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 def in_child(work: Callable[[], object]) -> multiprocessing.Process:
     def run() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background has it ignored
         torch.set_num_threads(1)
         work()
 
