@@ -91,6 +91,7 @@ class SplitImages(Images):
         self._recent: deque[_Compact] = deque(maxlen=RECENT)
         self._sizes: dict[int, tuple[Size, Size]] = {}
         self._arena = Arena(budget)
+        self._frame_bytes: int | None = None  # of a frame that stands for all
         self._lock = threading.Lock()
 
     @property
@@ -153,8 +154,17 @@ class SplitImages(Images):
 
     @property
     def reads(self) -> bool:  # type: ignore[override]
-        """See `Images`."""
-        return len(self._kept) < len(self)
+        """See `Images`; what was not read yet is judged by a frame that was.
+
+        Threads that have nothing to read are not free: they take turns with the loop that they serve.
+        """
+        left = len(self) - len(self._kept)
+        if not left:
+            return False
+        if self._frame_bytes is None:
+            known = next(iter(self._kept.values()), None) or self._compact(0)
+            self._frame_bytes = (known or self._keep(0, self._read(0)[0])).nbytes
+        return self._frame_bytes * left > self._arena.budget
 
     def prefetch(self, indices: Sequence[int]) -> object:
         """See `Images`."""
@@ -262,6 +272,12 @@ class _Compact:
     @property
     def truth_size(self) -> Size:
         return int(self.valid.shape[-2]), int(self.valid.shape[-1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its tensors."""
+        tensors = (self.image, self.valid, self.label, self.depth, self.normal)
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     def within(self, arena: Arena) -> _Compact | None:
         """The same in an arena; None where that has no room."""
