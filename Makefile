@@ -1,6 +1,7 @@
 # Two commands do everything on a fresh machine with Python >= 3.10:
 #   make demo   environment, the main job on the embedded dataset, the table
 #   make test   environment with the test extras, the whole test suite
+#   make drill  everything that goes wrong for users, on purpose: one line a group of cases (docs/reliability.md)
 # They install the tested versions, those in constraints.txt. Of versions (CONTRIBUTING.md):
 #   make test-newest   tests the newest releases; make constraints does, then writes them into constraints.txt
 #   make test-lowest   imports and contracts with the lowest versions that pyproject.toml allows
@@ -16,10 +17,10 @@ DEMO_OUT ?= runs/demo
 TESTS_LOWEST := tests/contracts tests/test_architecture.py tests/test_packaging.py tests/test_public_names.py \
 	tests/features tests/metrics tests/results tests/run tests/tasks tests/weights
 
-.PHONY: demo test test-newest test-lowest constraints lint format clean help
+.PHONY: demo test drill test-newest test-lowest constraints lint format clean help
 
 help:
-	@echo "make demo | test | lint | format | clean | test-newest | test-lowest | constraints"
+	@echo "make demo | test | drill | lint | format | clean | test-newest | test-lowest | constraints"
 
 # $(call base,VENV,PINS): a virtual environment with what installs the rest. PINS are "-c FILE", or nothing.
 define base
@@ -68,6 +69,9 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
+
+drill: $(VENV)/.test
+	$(BIN)/python -m pytest tests/drill --whole -q
 
 lint: $(VENV)/.test
 	$(call check,$(VENV))

@@ -24,6 +24,11 @@ settings.register_profile("explore", deadline=None)
 settings.load_profile("upbench")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--whole`: the slow part of the drill, too (tests/drill)."""
+    parser.addoption("--whole", action="store_true", help="run the whole drill, with the cases that are slow")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_machine(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keeps tests away from the user's cache and from progress bars."""
