@@ -217,9 +217,9 @@ class TestErrors:
             train(up, Recipe(batch_size=5))
 
         class Small(SplitImages):
-            def framed(self, index: int, size=None) -> Framed:
-                framed = super().framed(index, size)
-                return replace(framed, valid=framed.valid[:9], label=framed.label[:9])
+            def _read(self, index: int, size=None) -> tuple[Framed, bool]:
+                framed, usual = super()._read(index, size)
+                return replace(framed, valid=framed.valid[:9], label=framed.label[:9]), usual
 
         images = Small(Gallery(found), "train", protocol(), stride=4)
         with pytest.raises(

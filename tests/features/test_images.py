@@ -155,6 +155,18 @@ class TestFrames:
         assert not truth.valid[0, :, 40:].any()
         assert (truth.label[0, :, 40:] == IGNORE).all()
 
+    def test_truth_of_rectangles(self):
+        images = SplitImages(gallery(), "train", protocol(geometry=NativeAspect()), stride=4)
+        crops = [(slice(0, 8), slice(32, 40)), (slice(16, 24), slice(0, 8))]
+        truth = images.truth([0, 2], crops=crops)
+        assert truth.label.dtype == torch.int64
+        for row, (index, (rows, cols)) in enumerate(zip((0, 2), crops, strict=True)):
+            for name in FIELDS[1:]:
+                wanted = getattr(images.framed(index), name)[..., rows, cols]
+                assert torch.equal(getattr(truth, name)[row], wanted)
+        with pytest.raises(UpbenchError, match=r"image 'scene 0' is \[28, 40\], less than"):
+            images.truth([0], crops=[(slice(0, 8), slice(33, 41))])
+
     def test_stored_ground_truth(self):
         dataset = gallery(other=1)
         for mirrored in (False, True):

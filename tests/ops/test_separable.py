@@ -42,6 +42,29 @@ def test_crop_is_a_slice(operator: SeparableOperator) -> None:
     assert crop.rows.data_ptr() > operator.rows.data_ptr()  # a view
 
 
+def test_rectangles_of_several_images_in_one_operator(operator: SeparableOperator) -> None:
+    features, weight = torch.randn(3, 6, 5, 7), torch.randn(3, 4, 6)
+    crops = [(slice(0, 8), slice(7, 12)), (slice(11, 19), slice(0, 5)), (slice(4, 12), slice(3, 8))]
+    joined, low = operator.cropped_each(crops, [one[None] for one in features])
+    assert joined.output_size == (8, 5)
+    assert low.shape[0] == 3
+    assert low.shape[2] < 5  # what no rectangle looks at is not projected
+    made = joined((weight @ low.flatten(2)).view(3, 1, 4, *low.shape[2:]))
+    whole = operator((weight @ features.flatten(2)).view(3, 1, 4, 5, 7))
+    for one, dense, (rows, cols) in zip(made, whole, crops, strict=True):
+        assert_close(one, dense[:, rows, cols])
+    part = joined.crop(slice(2, 6), slice(1, 3))
+    assert_close(part(project(weight[0], low, 1)), joined(project(weight[0], low, 1))[:, :, 2:6, 1:3])
+
+
+def test_a_row_that_looks_at_nothing() -> None:
+    rows = torch.zeros(4, 5)
+    rows[2:, 3] = 1
+    operator = SeparableOperator(rows, _bilinear(12, 7))
+    joined, low = operator.cropped_each([(slice(0, 2), slice(0, 6))], [torch.ones(1, 2, 5, 7)])
+    assert not bool(joined(low[:, None]).any())
+
+
 def test_storage(operator: SeparableOperator) -> None:
     half = operator.to(dtype=torch.float16)
     assert operator.nbytes() == 4 * (19 * 5 + 12 * 7) == 2 * half.nbytes()

@@ -12,7 +12,7 @@ over groups.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -44,6 +44,22 @@ class Operator(ABC):
         """The rectangle of low-resolution cells that the operator looks at, and itself on that rectangle:
         what a crop does not see need not be projected. Everything, by default."""
         return slice(None), slice(None), self
+
+    def cropped_each(
+        self, crops: Sequence[tuple[slice, slice]], features: Sequence[Tensor]
+    ) -> tuple[Operator, Tensor] | None:
+        """One operator for a rectangle of its own of each of B images, where this one serves all of them and
+        can be cut so; None, by default, where it cannot.
+
+        Args:
+            crops: B rectangles of output pixels, of one size.
+            features: B times `[1, C, h, w]`.
+
+        Returns:
+            The operator, and `[B, C, h', w']`, what it is to be applied to: of each image the cells that its
+            rectangle looks at, and as many beside them as make the windows equal.
+        """
+        return None
 
     def dense(self, features: Tensor) -> Tensor:
         """The upsampled features: `[B, C, h, w]` to `[B, C, H, W]`, each group with its own weights."""

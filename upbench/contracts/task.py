@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
+from typing import Protocol as Interface
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +59,21 @@ class Metric:
     unit: str = ""
 
 
+class Labelled(Interface):
+    """An image's ground truth, with labels of any integer type."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def valid(self) -> Tensor: ...
+    @property
+    def label(self) -> Tensor | None: ...
+    @property
+    def depth(self) -> Tensor | None: ...
+    @property
+    def normal(self) -> Tensor | None: ...
+
+
 @dataclass(frozen=True)
 class Truth:
     """Ground truth of a batch, all of one size; what a dataset does not have is None.
@@ -80,9 +96,9 @@ class Truth:
         return len(self.names)
 
     @classmethod
-    def stack(cls, framed: Sequence[Framed], device: torch.device | str = "cpu") -> Truth:
-        """The ground truth of some images; those that are smaller than others are padded with what is not
-        valid."""
+    def stack(cls, framed: Sequence[Labelled], device: torch.device | str = "cpu") -> Truth:
+        """The ground truth of some images (`Framed`, or what has its fields); those that are smaller than
+        others are padded with what is not valid."""
         height = max(int(one.valid.shape[-2]) for one in framed)
         width = max(int(one.valid.shape[-1]) for one in framed)
 
@@ -91,6 +107,8 @@ class Truth:
             if any(value is None for value in values):
                 return None
             together = torch.stack([_padded(value, height, width, fill) for value in values])
+            if name == "label":
+                together = together.long()
             if torch.device(device).type == "cuda":  # so that the copy need not be waited for
                 return together.pin_memory().to(device, non_blocking=True)
             return together.to(device)
@@ -224,8 +242,17 @@ class Images(ABC):
         """A frame, with ground truth of some size (that of the protocol's output by default)."""
 
     @abstractmethod
-    def truth(self, indices: Sequence[int], device: torch.device | str = "cpu") -> Truth:
-        """Ground truth of some frames at the size of the output."""
+    def truth(
+        self,
+        indices: Sequence[int],
+        device: torch.device | str = "cpu",
+        crops: Sequence[Crop] | None = None,
+    ) -> Truth:
+        """Ground truth of some frames at the size of the output, or of a rectangle of each.
+
+        Raises:
+            UpbenchError: A rectangle that lies outside of a frame's ground truth.
+        """
 
 
 class DenseBatch(ABC):

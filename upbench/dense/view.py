@@ -178,8 +178,10 @@ class UpsampledSplit(DenseFeatures):
         return False
 
     def _kept(self, indices: list[int], crops: Sequence[Crop] | None) -> list[Part]:
-        """A part for each frame, from what is kept."""
+        """A part for each frame, from what is kept; one for all frames that share an operator."""
         features = self._features(indices)
+        if self._alike:
+            return self._shared(indices, features, crops)
         parts = []
         for place, index in enumerate(indices):
             low = features[place]
@@ -187,6 +189,28 @@ class UpsampledSplit(DenseFeatures):
             if crops is not None:
                 view = _cropped(view, crops[place])
             parts.append(Part([place], view, low))
+        return parts
+
+    def _shared(self, indices: list[int], features: list[Tensor], crops: Sequence[Crop] | None) -> list[Part]:
+        """Parts of a method with one operator a size: few large products instead of many small ones."""
+        groups: dict[tuple[object, ...], list[int]] = {}
+        views = [self._view(index, low) for index, low in zip(indices, features, strict=True)]
+        for place, view in enumerate(views):
+            side = () if crops is None else tuple(s.stop - s.start for s in crops[place])
+            groups.setdefault((id(view), side), []).append(place)
+        parts = []
+        for places in groups.values():
+            view, low = views[places[0]], [features[p] for p in places]
+            if crops is None:
+                parts.append(Part(places, view, torch.cat(low)))
+                continue
+            joined = (
+                view.cropped_each([crops[p] for p in places], low) if isinstance(view, Operator) else None
+            )
+            if joined is None:
+                parts += [Part([p], _cropped(view, crops[p]), features[p]) for p in places]
+            else:
+                parts.append(Part(places, *joined))
         return parts
 
     def _made(self, indices: list[int], crops: Sequence[Crop] | None) -> list[Part]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 from typing import Protocol as Interface
 
@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from upbench.contracts.protocol import Recipe
-from upbench.contracts.sample import Framed
-from upbench.contracts.task import Crop, DenseBatch, DenseFeatures, Images, Truth
+from upbench.contracts.task import DenseBatch, DenseFeatures, Images, Truth
 from upbench.errors import UpbenchError
 from upbench.evaluate.batches import Shown, streams
 from upbench.evaluate.conditioning import Conditioning, learning_rate_scale
@@ -193,9 +192,9 @@ class _Reader:
 
     def _read(self, shown: Shown) -> tuple[DenseBatch, Truth, Tensor | None]:
         view = self.data.view(shown.flipped)
-        cuts = [_cut(view.images.framed(i), c) for i, c in zip(shown.indices, shown.crops, strict=True)]
+        truth = view.images.truth(shown.indices, self.data.device, shown.crops)
         tokens = None if view.tokens is None else view.tokens(shown.indices)
-        return view.dense.batch(shown.indices, shown.crops), Truth.stack(cuts, self.data.device), tokens
+        return view.dense.batch(shown.indices, shown.crops), truth, tokens
 
 
 class _Training:
@@ -354,25 +353,6 @@ def _repeated(values: Tensor, rows: list[int], counts: list[int]) -> Tensor:
     for."""
     return torch.cat(
         [values[row].expand(count, *values.shape[1:]) for row, count in zip(rows, counts, strict=True)]
-    )
-
-
-def _cut(framed: Framed, crop: Crop) -> Framed:
-    """The ground truth of a rectangle of a frame."""
-    rows, cols = crop
-    if framed.valid.shape[-2] < rows.stop or framed.valid.shape[-1] < cols.stop:
-        size = list(framed.valid.shape[-2:])
-        raise UpbenchError(f"ground truth of image '{framed.name}' is {size}, less than the output")
-
-    def at(values: Tensor | None) -> Tensor | None:
-        return None if values is None else values[..., rows, cols]
-
-    return replace(
-        framed,
-        valid=framed.valid[rows, cols],
-        label=at(framed.label),
-        depth=at(framed.depth),
-        normal=at(framed.normal),
     )
 
 

@@ -16,7 +16,7 @@ from upbench.contracts.dataset import Dataset
 from upbench.contracts.geometry import Frame, Size
 from upbench.contracts.protocol import Protocol
 from upbench.contracts.sample import IGNORE, Camera, Framed, Sample
-from upbench.contracts.task import Images, Truth
+from upbench.contracts.task import Crop, Images, Truth
 from upbench.errors import UpbenchError
 from upbench.features.arena import Arena
 from upbench.system.cache import digest
@@ -180,9 +180,17 @@ class SplitImages(Images):
             self._sizes[index] = (frame.size, self._output(frame.size))
         return self._sizes[index][1]
 
-    def truth(self, indices: Sequence[int], device: torch.device | str = "cpu") -> Truth:
-        """See `Images`."""
-        return Truth.stack([self.framed(i) for i in indices], device)
+    def truth(
+        self,
+        indices: Sequence[int],
+        device: torch.device | str = "cpu",
+        crops: Sequence[Crop] | None = None,
+    ) -> Truth:
+        """See `Images`; of frames in memory, nothing but the rectangles is looked at."""
+        held = [self._compact(i) or self._keep(i, self._read(i)[0]) for i in indices]
+        if crops is not None:
+            held = [one.cut(*crop) for one, crop in zip(held, crops, strict=True)]
+        return Truth.stack(held, device)
 
     def _frames(self, source: Size) -> Sequence[Frame]:
         frames = self.protocol.geometry.frames(source, self.stride)
@@ -268,6 +276,25 @@ class _Compact:
         label = None if self.label is None else self.label.long()
         image = self.image.float() / 255
         return Framed(self.name, image, self.valid, label, self.depth, self.normal, self.camera)
+
+    def cut(self, rows: slice, cols: slice) -> _Compact:
+        """A rectangle of the ground truth; the image stays whole."""
+        height, width = self.truth_size
+        if height < rows.stop or width < cols.stop:
+            raise UpbenchError(
+                f"ground truth of image '{self.name}' is {[height, width]}, less than the output"
+            )
+
+        def at(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[..., rows, cols]
+
+        return replace(
+            self,
+            valid=self.valid[rows, cols],
+            label=at(self.label),
+            depth=at(self.depth),
+            normal=at(self.normal),
+        )
 
     @property
     def truth_size(self) -> Size:
