@@ -41,6 +41,9 @@ Pillow's NEAREST computes it, which differs where a centre falls on the edge of 
 the frame's map (read as Pillow does) brought to another size by PyTorch's "nearest", which rounds down
 ("floor")."""
 
+MOST_PIXELS = 2**28
+"""Of an image at any step: 0.8 GB of colours, and four times that as floats."""
+
 Size = tuple[int, int]
 
 
@@ -73,6 +76,12 @@ class Frame:
             raise unknown("filter", self.filter, FILTERS)
         if min(*self.source, *self.resized, *self.size) < 1 or min(self.pad) < 0:
             raise UpbenchError(f"a frame of {self.size} from {self.resized} from {self.source} is empty")
+        for what, (height, width) in (("padded", self.canvas), ("resized", self.resized), ("cut", self.size)):
+            if height * width > MOST_PIXELS:
+                stored, memory = f"{self.source[1]}x{self.source[0]}", height * width * 3 / 1e9
+                raise UpbenchError(
+                    f"{what} to {width}x{height} pixels, an image of {stored} takes {memory:.1f} GB and more"
+                )
 
     @property
     def canvas(self) -> Size:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from upbench.errors import UpbenchError
 
 IGNORE = 255
 """Label of pixels that count nowhere."""
+LENGTH_ERROR = 0.02
+"""By how much a normal's length may differ from 1: twice what a byte for each coordinate costs."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,71 @@ class Sample:
     def size(self) -> tuple[int, int]:
         """(H, W)."""
         return int(self.image.shape[-2]), int(self.image.shape[-1])
+
+    def check(self) -> None:
+        """Looks at every field once: what is wrong here would be a wrong number later.
+
+        Raises:
+            UpbenchError: A shape or type other than the above, depth that is negative or not finite, normals
+                that are not finite or neither of length 1 nor 0, a camera that is not finite or has a focal
+                length of 0 or less. It names the sample.
+        """
+        if fault := self._fault():
+            raise UpbenchError(f"image '{self.name}': {fault}")
+
+    def _fault(self) -> str:
+        """What is wrong with it, in words; "" if nothing is."""
+        if self.image.ndim != 3 or self.image.shape[0] != 3 or self.image.dtype != torch.uint8:
+            return f"its pixels must be uint8 [3, H, W], got {_told(self.image)}"
+        if not self.image.numel():
+            return "it has no pixels"
+        for name, lead in (("valid", 0), ("label", 0), ("depth", 0), ("normal", 1)):
+            values: Tensor | None = getattr(self, name)
+            if values is None:
+                continue
+            floats = name in ("depth", "normal")
+            fits = values.dtype == torch.bool if name == "valid" else values.is_floating_point() == floats
+            shape = (*(3,) * lead, *self.size)
+            if tuple(values.shape) != shape or not fits or values.is_complex():
+                kind = "bool" if name == "valid" else "floats" if floats else "integers"
+                return f"its {name} must be {kind} {list(shape)}, got {_told(values)}"
+        return self._depth_fault() or self._normal_fault() or self._camera_fault()
+
+    def _depth_fault(self) -> str:
+        if self.depth is None:
+            return ""
+        least, most = (float(value) for value in self.depth.aminmax())
+        if least >= 0 and most < math.inf:  # neither holds for NaN
+            return ""
+        return f"its depth goes from {least:g} to {most:g}: it must be finite, and 0 where it is unknown"
+
+    def _normal_fault(self) -> str:
+        if self.normal is None:
+            return ""
+        squares = self.normal.float().square().sum(0)
+        odd = (squares - 1).abs() > 2 * LENGTH_ERROR  # of a length that is off by LENGTH_ERROR
+        odd = (odd & (squares != 0)) | ~squares.isfinite()
+        if not odd.any():
+            return ""
+        length = float(squares[odd][0].sqrt())
+        return f"it has a normal of length {length:g}: it must be 1, and 0 where it is unknown"
+
+    def _camera_fault(self) -> str:
+        if self.camera is None:
+            return ""
+        values, pose = self.camera.intrinsics, self.camera.pose
+        if len(values) != 1:
+            return f"its camera must be one, got {len(values)}"
+        if not values.isfinite().all() or float(values[:, :2].min()) <= 0:
+            numbers = ", ".join(f"{value:g}" for value in values[0].tolist())
+            return f"its intrinsics fx, fy, cx, cy must be finite, with fx and fy over 0, got {numbers}"
+        if pose is not None and not pose.isfinite().all():
+            return "its camera's pose is not finite"
+        return ""
+
+
+def _told(values: Tensor) -> str:
+    return f"{str(values.dtype).removeprefix('torch.')} {list(values.shape)}"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -40,7 +41,7 @@ def content_fingerprint(
             order.
     """
     note = cache_dir("datasets") / digest(VERSION, title, repr(facts), check is not None, _stamps(items))
-    if note.is_file() and (known := note.read_text().strip()):
+    if known := _known(note):
         return known
 
     def read(item: Sequence[Path]) -> bytes:
@@ -61,6 +62,15 @@ def content_fingerprint(
     with replacing(note) as temporary:
         temporary.write_text(result)
     return result
+
+
+def _known(note: Path) -> str:
+    """The fingerprint that an earlier run noted; "" where there is none, or what is there is none."""
+    try:
+        text = note.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return text if re.fullmatch("[0-9a-f]{16}", text) else ""
 
 
 def _stamps(items: Sequence[Sequence[Path]]) -> list[tuple[str, int, int]]:

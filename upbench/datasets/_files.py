@@ -1,7 +1,7 @@
-"""Image files as datasets read them: upright RGB bytes, and label maps with the values that were stored.
+"""Image files as everything here reads them: upright RGB bytes, and label maps with the numbers in the file.
 
 A file that cannot be used is named in one line, whatever is wrong with it: a pipe, an empty file, a damaged
-one, one whose pixels would fill the memory.
+one, one whose pixels would fill the memory, one that does not say which of its pictures is meant.
 """
 
 from __future__ import annotations
@@ -10,15 +10,37 @@ import io
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from upbench.errors import UpbenchError
+from upbench.errors import UpbenchError, printable, reason, system_errors
+
+MOST_BYTES = 2**31
+"""Of a file: more than an image of `MOST_PIXELS` takes without compression."""
+MOST_PIXELS = 2 * 89_478_485
+"""Of an image: where Pillow refuses by default, whatever it was told since. Half a gigabyte of colours."""
+MOST_SIDES = 500
+"""How often the longer side of an image may hold the shorter one. Protocols resize the shorter side, to 448
+pixels as a rule: the longer one then has 224 000, and the image 300 megabytes."""
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
+"""What is read, by Pillow's names; others among its formats start programs (EPS) or have no signature."""
+_LABEL_FORMATS = ("PNG", "TIFF", "BMP", "GIF")
+"""Those that keep numbers as they are."""
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _UPRIGHT = {
@@ -36,55 +58,91 @@ _SWAPPED = (5, 6, 7, 8)
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TEXTS = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
 """Chunks of a PNG that can hold an orientation."""
+_BITS, _COMPRESSION, _PHOTOMETRIC = 258, 259, 262  # tags of a TIFF
+_LOSSY_TIFF = (6, 7, 34892, 50001)  # JPEG, in three ways, and WebP
 
 
-def read_bytes(file: Path) -> bytes:
+def read_bytes(file: Path, most: int = MOST_BYTES) -> bytes:
     """A file's content.
 
+    Args:
+        file: A regular file.
+        most: Bytes that it may have.
+
     Raises:
-        UpbenchError: It cannot be read, is empty, or is not a regular file: reading a pipe would wait for
-            ever.
+        UpbenchError: It cannot be read, is empty, is larger, or is not a regular file: reading a pipe would
+            wait for ever.
     """
-    try:
-        check_regular(file)
+    check_regular(file, most)
+    with system_errors(f"read {file}"):
         return file.read_bytes()
-    except OSError as error:
-        raise UpbenchError(f"cannot read {file}: {error.strerror}") from error
 
 
-def check_regular(file: Path) -> None:
+def read_text(file: Path) -> str:
+    """The content of a list, an index or a note, in UTF-8 with or without a byte order mark.
+
+    Raises:
+        UpbenchError: As `read_bytes`, or it is not UTF-8.
+    """
+    with system_errors(f"read {file}"):
+        return read_bytes(file).decode("utf-8-sig")
+
+
+def check_regular(file: Path, most: int = MOST_BYTES) -> None:
     """Does nothing for a file that can be read to its end.
 
     Raises:
-        UpbenchError: It is empty, or is a folder, a pipe or a device.
-        OSError: It is not there.
+        UpbenchError: It is not there, is empty, has more than `most` bytes, or is a folder, a pipe or a
+            device.
     """
-    found = file.stat()
+    with system_errors(f"read {file}"):
+        try:
+            found = file.stat()
+        except FileNotFoundError:
+            if not file.is_symlink():
+                raise
+            target = file.readlink()
+            raise UpbenchError(f"cannot read {file}: it links to {target}, which is not there") from None
     if not stat.S_ISREG(found.st_mode):
-        raise UpbenchError(f"cannot read {file}: it is not a regular file")
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
+        raise UpbenchError(f"cannot read {file}: it is not a regular file but {kind}; move it away")
     if not found.st_size:
-        raise UpbenchError(f"cannot read {file}: it is empty")
+        raise UpbenchError(f"cannot read {file}: it is empty; copy it again, or remove it")
+    if found.st_size > most:
+        raise UpbenchError(f"cannot read {file}: it has {found.st_size} bytes, the most is {most}")
+
+
+def list_folder(folder: Path) -> list[Path]:
+    """What lies in a folder, sorted.
+
+    Raises:
+        UpbenchError: It is not there, is no folder, or may not be read.
+    """
+    with system_errors(f"read the folder {folder}"):
+        return sorted(folder.iterdir())
 
 
 def read_image(file: Path, data: bytes | None = None) -> Tensor:
     """`[3, H, W]` uint8 RGB, upright as its EXIF orientation says.
 
-    Grey levels of 16 bits are brought to 8, rounded. An alpha channel is left out: the colours are those that
-    are stored.
+    Grey levels of 16 bits are brought to 8, rounded; colours of 16 bits lose their lower 8. An alpha channel
+    is left out: the colours are those that are stored. Colour profiles are not applied.
 
     Args:
-        file: Any format that Pillow reads.
+        file: PNG, JPEG, WebP, BMP, TIFF, GIF, PPM, JPEG 2000 or AVIF.
         data: Its content, where that is at hand.
 
     Raises:
-        UpbenchError: It cannot be read, is no image, or holds floats.
+        UpbenchError: It cannot be read, is no image, holds floats, integers of 32 bits or several pictures,
+            or has more pixels or longer sides than can be handled.
     """
-    picture = _decode(file, read_bytes(file) if data is None else data)
+    picture = _decode(file, data)
     with _named(file):
-        turn = _UPRIGHT.get(_orientation(picture))
-        picture = picture if turn is None else picture.transpose(turn)
         if picture.mode == "F":
-            raise ValueError("its values are floats, and no colours")
+            raise _Unfit("its values are floats, not colours: save it with 8 or 16 bits a channel")
+        if picture.mode == "I" and picture.format not in ("PNG", "PPM"):
+            raise _Unfit("its values are integers of 32 bits, not colours: save it with 8 or 16 bits")
+        picture = _upright(picture)
         if picture.mode.startswith("I"):
             wide = np.asarray(picture).astype(np.int64).clip(0, 65535)
             grey = ((wide + 128) // 257).astype(np.uint8)
@@ -98,37 +156,63 @@ def image_size(file: Path) -> tuple[int, int]:
     """(H, W) of an upright image, from the head of its file.
 
     Raises:
-        UpbenchError: It cannot be read, or is no image.
+        UpbenchError: As `read_image`, as far as the head tells.
     """
-    with _named(file):
-        check_regular(file)
-        with file.open("rb") as stream, Image.open(stream) as picture:
+    check_regular(file)
+    with _named(file), file.open("rb") as stream, Image.open(stream, formats=_formats()) as picture:
+        _check_head(picture)
+        width, height = picture.size
+        if picture.format == "TIFF" or (picture.format == "PNG" and _ends_with_text(stream)):
+            picture.load()  # these say their orientation at the end, or are rotated while they are read
             width, height = picture.size
-            if picture.format == "TIFF" or (picture.format == "PNG" and _ends_with_text(stream)):
-                picture.load()  # these say their orientation at the end, or are rotated while they are read
-                width, height = picture.size
-            swapped = _orientation(picture) in _SWAPPED
+        swapped = _orientation(picture) in _SWAPPED
     return (width, height) if swapped else (height, width)
 
 
 def read_labels(file: Path, data: bytes | None = None) -> Tensor:
-    """`[H, W]` uint8, the values as they are stored: indices of a palette, or grey levels of 1 to 8 bits.
+    """`[H, W]`, the numbers as they are stored: indices of a palette, or grey levels of 1 to 16 bits.
+
+    A label map belongs to the upright image. One that has an EXIF orientation itself is made upright by it.
 
     Args:
-        file: A PNG of one channel.
+        file: A PNG (or TIFF, BMP, GIF) of one channel.
         data: Its content, where that is at hand.
 
+    Returns:
+        uint8; int32 where the file has 16 bits.
+
     Raises:
-        UpbenchError: It cannot be read, or has several channels or more than 8 bits.
+        UpbenchError: It cannot be read, has several channels or pictures, or a format that changes numbers.
     """
-    data = read_bytes(file) if data is None else data
+    if data is None:
+        data = read_bytes(file)
     picture = _decode(file, data)
-    if picture.mode not in ("L", "P", "1"):
-        raise UpbenchError(f"label map {file} must have one channel of 8 bits, it is {picture.mode}")
-    values = np.array(picture, dtype=np.uint8)
+    with _named(file):
+        tags = picture.tag_v2 if picture.format == "TIFF" else {}  # type: ignore[attr-defined]
+        if unfit := _no_labels(picture, tags):
+            raise UpbenchError(
+                f"label map {file} {unfit}: store one number a pixel, its class, in a PNG of one channel"
+            )
+        upright = _upright(picture)
+        if picture.mode.startswith("I"):
+            return torch.from_numpy(np.asarray(upright).astype(np.int32))
+        values = np.array(upright, dtype=np.uint8)
     if picture.mode == "L":
-        values //= {2: 85, 4: 17}.get(_grey_bits(data), 1)  # Pillow stretches 2 and 4 bits to 0..255
+        bits = _grey_bits(data) if picture.format == "PNG" else (tags.get(_BITS) or (8,))[0]
+        values //= {2: 85, 4: 17}.get(bits, 1)  # Pillow stretches 2 and 4 bits to 0..255
     return torch.from_numpy(values)
+
+
+def _no_labels(picture: Image.Image, tags: Any) -> str:
+    """Why the values of a picture cannot be classes; "" if they can."""
+    wide = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG")
+    if picture.mode not in ("L", "P", "1") and not wide:
+        return f"must have one channel of 1 to 16 bits, it is {picture.mode}"
+    if picture.format not in _LABEL_FORMATS or tags.get(_COMPRESSION) in _LOSSY_TIFF:
+        return f"is a {picture.format} file that need not keep numbers as they were"
+    if tags.get(_PHOTOMETRIC) == 0:
+        return "is a TIFF in which 0 stands for white: its numbers run backwards"
+    return ""
 
 
 def _orientation(picture: Image.Image) -> int:
@@ -139,6 +223,11 @@ def _orientation(picture: Image.Image) -> int:
     except Exception:  # damaged EXIF data raises anything; viewers show such an image as it is
         return 1
     return value if value in _UPRIGHT else 1
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    rotation = _UPRIGHT.get(_orientation(picture))
+    return picture if rotation is None else picture.transpose(rotation)
 
 
 def _ends_with_text(stream: BinaryIO) -> bool:
@@ -163,13 +252,42 @@ def _grey_bits(data: bytes) -> int:
     return data[24] if is_grey_png else 8
 
 
-def _decode(file: Path, data: bytes) -> Image.Image:
+def _decode(file: Path, data: bytes | None) -> Image.Image:
+    """The one picture of a file, as it is stored."""
+    data = read_bytes(file) if data is None else data
     with _named(file):
         if not data:
-            raise UpbenchError(f"cannot read {file}: it is empty")
-        picture = Image.open(io.BytesIO(data))
+            raise _Unfit("it is empty; copy it again, or remove it")
+        picture = Image.open(io.BytesIO(data), formats=_formats())
+        _check_head(picture)
         picture.load()
     return picture
+
+
+def _check_head(picture: Image.Image) -> None:
+    """Raises _Unfit for a picture that would fill the memory, or that is not the only one of its file."""
+    width, height = picture.size
+    if width * height > MOST_PIXELS:
+        raise _Unfit(f"its {width} x {height} pixels are too many (the most is {MOST_PIXELS}); scale it down")
+    if max(width, height) > MOST_SIDES * min(width, height):
+        raise _Unfit(
+            f"its {width} x {height} pixels are a strip, which would fill the memory when its shorter side "
+            f"is resized; cut it (the longer side may be {MOST_SIDES} times the shorter)"
+        )
+    # an MPO is a photo with previews behind it, as many phones write it under the name of a JPEG
+    if picture.format != "MPO" and (count := getattr(picture, "n_frames", 1)) > 1:
+        raise _Unfit(f"it holds {count} pictures: save the one that is meant in a file of its own")
+
+
+@cache
+def _formats() -> list[str]:
+    """Those of `_FORMATS` that this Pillow has."""
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
+class _Unfit(Exception):
+    """What is wrong with an image, in words."""
 
 
 @contextmanager
@@ -179,10 +297,20 @@ def _named(file: Path) -> Iterator[None]:
         yield
     except UpbenchError:
         raise
+    except _Unfit as error:
+        raise UpbenchError(f"cannot read image {file}: {error}") from error
     except Image.DecompressionBombError as error:
-        raise UpbenchError(f"cannot read image {file}: it has more pixels than can be trusted") from error
+        raise UpbenchError(f"cannot read image {file}: its pixels are too many; scale it down") from error
     except UnidentifiedImageError as error:
-        raise UpbenchError(f"cannot read image {file}: it is no image, or its head is damaged") from error
+        known = ", ".join(_formats())
+        raise UpbenchError(
+            f"cannot read image {file}: it is no image ({known}), or its head is damaged; copy it again, or "
+            "remove it"
+        ) from error
     except Exception as error:  # decoders of damaged files raise anything
-        text = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise UpbenchError(f"cannot read image {file}: {text or type(error).__name__}") from error
+        if isinstance(error, MemoryError) or getattr(error, "errno", None):
+            raise UpbenchError(f"cannot read image {file}: {reason(error)}") from error
+        what = f"{type(error).__name__}: {printable(error)}"
+        raise UpbenchError(
+            f"cannot read image {file}: it is damaged, copy it again, or remove it ({what})"
+        ) from error

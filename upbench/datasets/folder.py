@@ -5,7 +5,8 @@
     folder/trainannot/NAME.png      one channel
     folder/val/..., folder/valannot/...
 
-A line that says `void` or `ignore` names a value that is not evaluated; so is 255.
+A line that says `void` or `ignore` names a value that is not evaluated; so is 255. A label map fits the
+upright image: where the image has an EXIF orientation, what is seen after it is applied.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from torch import Tensor
 from upbench.contracts.dataset import Dataset
 from upbench.contracts.sample import IGNORE, Sample
 from upbench.datasets._content import content_fingerprint
-from upbench.datasets._files import image_size, read_bytes, read_image, read_labels
-from upbench.errors import UpbenchError
+from upbench.datasets._files import image_size, list_folder, read_image, read_labels, read_text
+from upbench.errors import UpbenchError, system_errors
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 IGNORED_NAMES = frozenset({"void", "ignore", "ignored", "unlabeled", "unlabelled"})
@@ -94,7 +95,8 @@ class FolderDataset(Dataset):
                 raise UpbenchError(f"dataset folder {self._root} needs folders '{split}' and '{split}annot'")
 
     def _has(self, split: str) -> bool:
-        return (self._root / split).is_dir() and (self._root / f"{split}annot").is_dir()
+        with system_errors(f"read the dataset folder {self._root}"):
+            return (self._root / split).is_dir() and (self._root / f"{split}annot").is_dir()
 
     def _files(self, split: str) -> list[tuple[Path, Path]]:
         """(image, label map) of a split, by name."""
@@ -104,10 +106,10 @@ class FolderDataset(Dataset):
 
     def _find(self, split: str) -> list[tuple[Path, Path]]:
         if not self._has(split):
-            splits = [p.name for p in self._root.iterdir() if self._has(p.name)]
+            splits = [p.name for p in list_folder(self._root) if self._has(p.name)]
             raise self.unknown_split(split, splits)
         folder, labels = self._root / split, self._root / f"{split}annot"
-        images = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != ".")
+        images = [p for p in list_folder(folder) if p.suffix.lower() in SUFFIXES and p.name[0] != "."]
         if not images:
             raise UpbenchError(f"dataset folder {folder} has no images ({', '.join(SUFFIXES)})")
         for image in images:
@@ -118,7 +120,8 @@ class FolderDataset(Dataset):
                     f"dataset folder {folder} has two images of one name: {one.name}, {other.name}"
                 )
         pairs = [(image, labels / f"{image.stem}.png") for image in images]
-        if lacking := [pair for pair in pairs if not pair[1].is_file()]:
+        there = {file.name for file in list_folder(labels)}
+        if lacking := [pair for pair in pairs if pair[1].name not in there]:
             image, label = lacking[0]
             raise UpbenchError(
                 f"{len(lacking)} of {len(pairs)} images in {folder} have no label map; "
@@ -130,7 +133,9 @@ class FolderDataset(Dataset):
         """`[h, w]` uint8 classes, checked."""
         if label.shape != image.shape[1:]:
             (h, w), (lh, lw) = image.shape[1:], label.shape
-            raise UpbenchError(f"label map {file} is {lw}x{lh}, its image {w}x{h}")
+            hint = " (images are rotated as their EXIF orientation says: rotate the label map, too)"
+            hint = hint if (lh, lw) == (w, h) else ""
+            raise UpbenchError(f"label map {file} is {lw}x{lh}, its image {w}x{h}{hint}")
         out = label[(label >= self._values) & (label != IGNORE)]
         if len(out):
             raise UpbenchError(
@@ -147,20 +152,27 @@ class FolderDataset(Dataset):
 
 def _check_name(file: Path) -> None:
     """Raises UpbenchError for a name that cannot stand in a record or a message."""
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in file.name):
+    if _unprintable(file.name):
         shown = repr(os.fsencode(file.name))[2:-1]
         raise UpbenchError(
-            f"dataset folder {file.parent}: file name '{shown}' is not UTF-8, or has control characters"
+            f"dataset folder {file.parent}: file name '{shown}' is not UTF-8, or has control characters; "
+            "rename it"
         )
+
+
+def _unprintable(text: str) -> bool:
+    return any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
 
 
 def _read_classes(file: Path) -> tuple[str, ...]:
     try:
-        lines = read_bytes(file).decode("utf-8-sig").splitlines()
-    except (UpbenchError, UnicodeDecodeError) as error:
+        lines = read_text(file).splitlines()
+    except UpbenchError as error:
         needs = "needs classes.txt, a text that names one class a line"
         raise UpbenchError(f"dataset folder {file.parent} {needs} ({error})") from error
     names = tuple(line.strip() for line in lines if line.strip())
     if not any(name.lower() not in IGNORED_NAMES for name in names) or len(names) > IGNORE:
-        raise UpbenchError(f"{file} must name 1 to {IGNORE} classes, one a line")
+        raise UpbenchError(f"{file} must name 1 to {IGNORE} classes, one a line; it has {len(names)} lines")
+    if odd := [name for name in names if _unprintable(name)]:
+        raise UpbenchError(f"{file} names a class {odd[0]!r}, which has control characters")
     return names

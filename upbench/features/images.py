@@ -78,7 +78,7 @@ class SplitImages(Images):
         names = dataset.names(split)[:limit]
         self.count = len(names)
         if protocol.geometry.windows:
-            parts = [len(self._frames(dataset.size(split, i))) for i in range(self.count)]
+            parts = [len(self._frames(dataset.size(split, i), name)) for i, name in enumerate(names)]
             self._entries = [(i, part) for i, count in enumerate(parts) for part in range(count)]
             self._starts = [0, *itertools.accumulate(parts)]
             self.names: list[str] = [f"{names[i]}#{part}" for i, part in self._entries]
@@ -120,13 +120,18 @@ class SplitImages(Images):
         return list(range(self._starts[image], self._starts[image + 1]))
 
     def stored(self, index: int) -> Sample:
-        """See `Images`."""
-        return self.dataset.read(self.split, self._entries[index][0])
+        """See `Images`. Ground truth that no metric could be trusted with is refused."""
+        sample = self.dataset.read(self.split, self._entries[index][0])
+        try:
+            sample.check()
+        except UpbenchError as error:
+            raise UpbenchError(f"{self.dataset.name}/{self.split}: {error}") from error
+        return sample
 
     def frame(self, index: int) -> Frame:
         """See `Images`."""
         image, part = self._entries[index]
-        return self._frames(self.dataset.size(self.split, image))[part]
+        return self._frames(self.dataset.size(self.split, image), self.names[index])[part]
 
     def image(self, index: int) -> Tensor:
         """`[3, h, w]` float32 in 0..1."""
@@ -134,7 +139,7 @@ class SplitImages(Images):
         if held is not None:
             return held.restore().image
         sample = self.stored(index)
-        return self._frames(sample.size)[self._entries[index][1]].image(sample.image)
+        return self._frames(sample.size, sample.name)[self._entries[index][1]].image(sample.image)
 
     def framed(self, index: int, size: Size | None = None) -> Framed:
         """See `Images`. Ground truth of the protocol's usual size is kept; another is read anew."""
@@ -192,8 +197,11 @@ class SplitImages(Images):
             held = [one.cut(*crop) for one, crop in zip(held, crops, strict=True)]
         return Truth.stack(held, device)
 
-    def _frames(self, source: Size) -> Sequence[Frame]:
-        frames = self.protocol.geometry.frames(source, self.stride)
+    def _frames(self, source: Size, name: str) -> Sequence[Frame]:
+        try:
+            frames = self.protocol.geometry.frames(source, self.stride)
+        except UpbenchError as error:
+            raise UpbenchError(f"{self.dataset.name}/{self.split}: image '{name}': {error}") from error
         return [frame.mirror() for frame in frames] if self.mirrored else frames
 
     def _output(self, frame_size: Size) -> Size:
@@ -232,7 +240,7 @@ class SplitImages(Images):
     def _read(self, index: int, size: Size | None = None) -> tuple[Framed, bool]:
         """A frame from disk, and whether its ground truth has the protocol's usual size."""
         sample = self.stored(index)
-        frame = self._frames(sample.size)[self._entries[index][1]]
+        frame = self._frames(sample.size, sample.name)[self._entries[index][1]]
         usual = self._truth_size(frame)
         made = frame.of(sample, size or usual, self.protocol.sampling)
         made = self._labelled(replace(made, name=self.names[index]))

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +23,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from upbench.errors import UpbenchError
+from upbench.datasets import image_size, read_image
+from upbench.errors import UpbenchError, reason, system_errors
 from upbench.system.cache import cache_dir, replacing, sha256_file
 from upbench.system.progress import track
 from upbench.train.config import ViewConfig
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 OUTPUT_STEPS = 5  # sizes that the crop recipe asks for: views of one size share a batch
 _FORMAT = 1  # raise it when the content of a cached view changes
-_ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-_ORIENTATION = 274
 
 
 @dataclass(frozen=True)
@@ -124,24 +124,38 @@ class Batch:
 
 
 def find_photos(folders: Sequence[str | Path]) -> list[Path]:
-    """Every image file below the folders, in order of folder and path.
+    """Every image file below the folders, in order of folder and path. Links to folders are not followed.
 
     Raises:
-        UpbenchError: A folder is missing or holds no image.
+        UpbenchError: A folder is missing, may not be read or holds no image.
     """
     photos: list[Path] = []
     for folder in map(Path, folders):
-        if not folder.expanduser().is_dir():
-            raise UpbenchError(f"image folder not found: {folder}")
-        found = sorted(
-            p for p in folder.expanduser().rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
-        )
+        try:
+            place = folder.expanduser()
+        except RuntimeError as error:  # there is no such user
+            raise UpbenchError(f"image folder not found: {folder}") from error
+        with system_errors(f"read the image folder {folder}"):
+            if not place.is_dir():
+                raise UpbenchError(f"image folder not found: {folder}")
+        found = sorted(_photos(place))
         if not found:
             raise UpbenchError(f"no images in {folder} (looked for {', '.join(SUFFIXES)})")
         photos += found
     if not photos:
         raise UpbenchError("no folder with images was given")
     return photos
+
+
+def _photos(folder: Path) -> Iterator[Path]:
+    """Whatever below a folder is called like an image and is no folder: pipes and broken links included, for
+    the reader to refuse."""
+
+    def refuse(error: OSError) -> None:
+        raise UpbenchError(f"cannot read the folder {error.filename}: {reason(error)}") from error
+
+    for place, _, names in os.walk(folder, onerror=refuse):
+        yield from (file for name in names if (file := Path(place, name)).suffix.lower() in SUFFIXES)
 
 
 def plan_views(photos: Sequence[Path], config: ViewConfig, stride: int) -> list[View]:
@@ -165,7 +179,7 @@ def plan_views(photos: Sequence[Path], config: ViewConfig, stride: int) -> list[
         digest = sha256_file(photo)
         rng = np.random.default_rng([config.view_seed, int(digest[:15], 16)])
         for _ in range(config.crops_per_image):
-            side = float(np.round(min(width, height) * rng.uniform(config.min_crop, 1)))
+            side = max(1.0, float(np.round(min(width, height) * rng.uniform(config.min_crop, 1))))
             left = float(rng.integers(0, width - int(side) + 1))
             top = float(rng.integers(0, height - int(side) + 1))
             flip = bool(rng.random() < 0.5)
@@ -340,26 +354,12 @@ def _cut(photo: Image.Image, box: tuple[float, float, float], size: int, flip: b
 
 def upright_size(photo: Path) -> tuple[int, int]:
     """Width and height after the EXIF orientation is applied; reads the header only."""
-    try:
-        with Image.open(photo) as image:
-            turned = image.getexif().get(_ORIENTATION) in _ROTATED
-            return image.size[::-1] if turned else image.size
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise UpbenchError(f"cannot read image {photo}: {_reason(error)}") from error
+    height, width = image_size(photo)
+    return width, height
 
 
 def _open_upright(photo: Path) -> Image.Image:
-    try:
-        with Image.open(photo) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise UpbenchError(f"cannot read image {photo}: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image"
-    return " ".join(str(error).split()) or type(error).__name__
+    return Image.fromarray(read_image(photo).permute(1, 2, 0).numpy())
 
 
 def _read_view(file: Path, cells: int) -> tuple[Tensor, Tensor, Tensor]:

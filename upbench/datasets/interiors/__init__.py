@@ -82,7 +82,12 @@ class Interiors(Dataset):
         return side, side
 
     def fingerprint(self, split: str) -> str:
-        """Hash over the split's index, which holds the seed, classes and image hash of every scene."""
+        """Hash over the split's index, which holds the seed, classes and image hash of every scene.
+
+        Raises:
+            UpbenchError: A file that the index names is missing.
+        """
+        self._folder(split).check()
         return digest("interiors", split, CLASSES, self._folder(split).index)
 
     def _folder(self, split: str) -> SceneFolder:
