@@ -186,11 +186,11 @@ def png(values: np.ndarray, bits: int, palette: bool) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "I;16"])
-def test_labels_of_more_than_a_byte(tmp_path: Path, mode: str):
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_labels_of_several_channels(tmp_path: Path, mode: str):
     file = tmp_path / "a.png"
     Image.new(mode, (4, 3)).save(file)
-    with pytest.raises(UpbenchError, match="must have one channel of 8 bits, it is") as info:
+    with pytest.raises(UpbenchError, match="must have one channel of 1 to 16 bits, it is") as info:
         read_labels(file)
     one_line(info, file)
 
@@ -230,7 +230,7 @@ def test_a_picture_that_would_fill_the_memory(tmp_path: Path):
     pixels = chunk(b"IDAT", zlib.compress(b"\0" * 1000))
     file.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + pixels + chunk(b"IEND", b""))
     for read in (read_image, image_size, read_labels):
-        with pytest.raises(UpbenchError, match="more pixels than can be trusted") as info:
+        with pytest.raises(UpbenchError, match="too many") as info:
             read(file)
         one_line(info, file)
 

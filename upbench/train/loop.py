@@ -32,7 +32,7 @@ from upbench.registry import find_method
 from upbench.system.cache import replacing, sha256_file
 from upbench.system.progress import Bar, bar, say
 from upbench.train.config import TrainConfig, TrainPaths, TrainResult, ViewConfig
-from upbench.train.views import Batch, MixedPool, ViewPool, prepare
+from upbench.train.views import Batch, MixedPool, ViewPool, compute, find_photos, plan_views
 
 if TYPE_CHECKING:
     from upbench.contracts.upsampler import Upsampler
@@ -97,14 +97,22 @@ def _prepared(config: TrainConfig, device: torch.device) -> _Run:
     """A run at its start. It holds the features of its views; the backbones have gone."""
     from upbench.features.backbones import load_backbone
 
+    photos = find_photos(config.images)
+    val_photos = find_photos(config.val_images) if config.val_images else []
     backbones = {name: load_backbone(name, device=device) for name in config.backbone}
     _check_parameters(config, [backbone.channels for backbone in backbones.values()])  # before costly work
-    pool = MixedPool([prepare(config.images, backbone, config.views) for backbone in backbones.values()])
-    val = {}
-    if config.val_images:
-        views = replace(config.views, recipe="guidance", crops_per_image=1, scales_per_view=1, min_crop=1.0)
-        for name, backbone in backbones.items():
-            val[name] = prepare(config.val_images, backbone, views, limit=config.val_views)
+    views = replace(config.views, recipe="guidance", crops_per_image=1, scales_per_view=1, min_crop=1.0)
+    # all of them are planned, which reads every photo's head, before the features of any are computed
+    plans = [
+        (plan_views(photos, config.views, each.stride), plan_views(val_photos, views, each.stride))
+        for each in backbones.values()
+    ]
+    pools, val = [], {}
+    for (name, backbone), (planned, val_planned) in zip(backbones.items(), plans, strict=True):
+        pools.append(compute(planned, backbone, config.views))
+        if val_photos:
+            val[name] = compute(val_planned[: config.val_views], backbone, views)
+    pool = MixedPool(pools)
     return _Run(config, backbones[config.backbone[0]].channels, device, pool, val)
 
 
