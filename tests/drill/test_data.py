@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch import Tensor, nn
+
 from drill.imagefiles import (
     HEIGHT,
     WIDTH,
@@ -25,9 +28,6 @@ from drill.imagefiles import (
     rotated,
     saved,
 )
-from PIL import Image
-from torch import Tensor, nn
-
 from upbench.contracts.dataset import Dataset
 from upbench.contracts.sample import Camera, Sample
 from upbench.datasets import content_fingerprint, list_folder, read_bytes, read_image, read_labels

@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
 from drill.case import Case, Promise, done, refused
 from drill.imagefiles import (
     HEIGHT,
@@ -29,8 +32,6 @@ from drill.imagefiles import (
     scenes,
     with_line,
 )
-from PIL import Image
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 PLAN = ("run", "--dry-run", "--methods", "bilinear", "--tasks", "seg", "--datasets")
 """Whatever is wrong with a file is told when a run is planned."""
