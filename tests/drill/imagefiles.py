@@ -33,10 +33,10 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(values: np.ndarray, bits: int = 8, palette: bool = False, height: int | None = None) -> bytes:
-    """A PNG of one channel and up to 8 bits by its specification, which may announce more rows."""
+def png(values: np.ndarray, bits: int = 8, palette: bool = False) -> bytes:
+    """A PNG of one channel and up to 8 bits by its specification."""
     rows, width = values.shape
-    head = struct.pack(">IIBBBBB", width, height or rows, bits, 3 if palette else 0, 0, 0, 0)
+    head = struct.pack(">IIBBBBB", width, rows, bits, 3 if palette else 0, 0, 0, 0)
     planes = np.unpackbits(values[..., None], axis=2)[..., 8 - bits :].reshape(rows, -1)
     lines = np.concatenate([np.zeros((rows, 1), np.uint8), np.packbits(planes, axis=1)], axis=1)
     colours = chunk(b"PLTE", bytes(range(3)) * 2**bits) if palette else b""
@@ -64,8 +64,9 @@ def saved(picture: Image.Image, kind: str = "PNG", **options: Any) -> Change:
     """Another picture under the same name, in any format."""
 
     def change(file: Path) -> None:
-        with file.open("wb") as stream:
-            picture.save(stream, kind, **options)
+        stream = io.BytesIO()
+        picture.save(stream, kind, **options)
+        file.write_bytes(stream.getvalue())
 
     return change
 

@@ -178,15 +178,15 @@ ODD_SAMPLES = {
 
 
 class Given(Dataset):
-    """Samples as they are given."""
+    """Samples as they are given; without a name of its own in the table of datasets."""
 
-    name = ""
     targets = frozenset({"label", "depth", "normal"})
     classes = ("a", "b")
 
     def __init__(self, *samples: Sample) -> None:
         super().__init__()
         self.samples = samples
+        self.name = "given"  # type: ignore[misc]
 
     def names(self, split: str) -> list[str]:
         return [each.name for each in self.samples]
@@ -209,7 +209,7 @@ def test_ground_truth_that_no_metric_could_be_trusted_with(case: str) -> None:
     fields, words = ODD_SAMPLES[case]
     frames = images(Given(sample(), sample(name="b", **fields)))
     assert frames.framed(0).name == "a"
-    refuses(lambda: frames.framed(1), "/train: image 'b': ", words)
+    refuses(lambda: frames.framed(1), "given/train: image 'b': ", words)
 
 
 @pytest.mark.drill("ground truth")

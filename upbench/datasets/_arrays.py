@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 from pathlib import Path
 
@@ -35,10 +36,10 @@ def read_array(file: Path, key: str | None = None, data: bytes | None = None) ->
             where = str(file)
         if not data.startswith(_NPY):
             raise UpbenchError(f"cannot read {where}: it is no array of NumPy; save it with numpy.save")
-        shape, dtype = _head(data)
+        shape, dtype, held = _head(data)
         if dtype.kind not in "biuf":
             raise UpbenchError(f"cannot read {where}: it holds {_told(dtype)}, not plain numbers; {_ADVICE}")
-        if any(side < 0 for side in shape) or int(np.prod(shape, dtype=object)) * dtype.itemsize > len(data):
+        if any(side < 0 for side in shape) or int(np.prod(shape, dtype=object)) * dtype.itemsize > held:
             raise UpbenchError(
                 f"cannot read {where}: it is too short for an array {list(shape)}; copy it again"
             )
@@ -46,7 +47,8 @@ def read_array(file: Path, key: str | None = None, data: bytes | None = None) ->
     except UpbenchError:
         raise
     except Exception as error:  # damaged heads raise anything
-        what = f"{type(error).__name__}: {printable(error)}"
+        text = re.sub(" object at 0x[0-9a-f]+", "", printable(error))
+        what = f"{type(error).__name__}: {text}"
         raise UpbenchError(f"cannot read {file}: it is damaged, copy it again ({what})") from error
 
 
@@ -73,10 +75,10 @@ def _member(file: Path, key: str | None, data: bytes) -> tuple[str, bytes]:
         return key, archive.read(found[key])
 
 
-def _head(data: bytes) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type that a .npy announces."""
+def _head(data: bytes) -> tuple[tuple[int, ...], np.dtype, int]:
+    """Shape and type that a .npy announces, and how many bytes follow."""
     stream = io.BytesIO(data)
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(stream)
-    return shape, dtype
+    return shape, dtype, len(data) - stream.tell()

@@ -297,20 +297,19 @@ def _named(file: Path) -> Iterator[None]:
         yield
     except UpbenchError:
         raise
-    except _Unfit as error:
-        raise UpbenchError(f"cannot read image {file}: {error}") from error
-    except Image.DecompressionBombError as error:
-        raise UpbenchError(f"cannot read image {file}: its pixels are too many; scale it down") from error
-    except UnidentifiedImageError as error:
-        known = ", ".join(_formats())
-        raise UpbenchError(
-            f"cannot read image {file}: it is no image ({known}), or its head is damaged; copy it again, or "
-            "remove it"
-        ) from error
     except Exception as error:  # decoders of damaged files raise anything
-        if isinstance(error, MemoryError) or getattr(error, "errno", None):
-            raise UpbenchError(f"cannot read image {file}: {reason(error)}") from error
-        what = f"{type(error).__name__}: {printable(error)}"
-        raise UpbenchError(
-            f"cannot read image {file}: it is damaged, copy it again, or remove it ({what})"
-        ) from error
+        raise UpbenchError(f"cannot read image {file}: {fault(error)}") from error
+
+
+def fault(error: Exception) -> str:
+    """What is wrong with an image, by what its decoder raised: in words, and what to do."""
+    if isinstance(error, (_Unfit, UpbenchError)):
+        return str(error)
+    if isinstance(error, Image.DecompressionBombError):
+        return "its pixels are too many; scale it down"
+    if isinstance(error, UnidentifiedImageError):  # its text is an address in memory
+        known = ", ".join(_formats())
+        return f"it is no image ({known}), or its head is damaged; copy it again, or remove it"
+    if isinstance(error, MemoryError) or getattr(error, "errno", None):
+        return reason(error)
+    return f"it is damaged; copy it again, or remove it ({type(error).__name__}: {printable(error)})"

@@ -72,13 +72,15 @@ def whole_folder(group: str, name: str, change: Callable[[Path], object], promis
     return Case(group, name, (*PLAN, "folder:data"), promise, given)
 
 
-def packed(name: str, file: str, change: Change, *words: str, ok: bool = False) -> Case:
-    """A case of `interiors:data`, one file of which is changed."""
+def packed(
+    name: str, file: str, change: Change, *words: str, told: str | None = None, ok: bool = False
+) -> Case:
+    """A case of `interiors:data`, one file of which is changed; `told` is the file that the line holds."""
 
     def given(place: Path) -> None:
         change(scenes(place) / file)
 
-    promise: Promise = done("bilinear") if ok else refused(str(Path("data", file)), *words)
+    promise: Promise = done("bilinear") if ok else refused(f"data/{told or file}", *words)
     return Case("scenes", name, (*PLAN, "interiors:data"), promise, given)
 
 
@@ -179,7 +181,6 @@ LABELS = [
     label("a palette of four bits", levels(1, 4, True), ok=True),
     label("a palette out of range", levels(14, 4, True), "value 14"),
     label("ignored", filled("L", 255), ok=True),
-    label("fewer rows than it says", content(png(np.ones((3, WIDTH), np.uint8), height=HEIGHT)), "damaged"),
     label("a bomb", bomb(60_000, 60_000), "too many"),
     whole_folder(
         "label maps",
@@ -238,7 +239,7 @@ SCENES = [
     packed("a shard anywhere", INDEX, with_line(shard="/etc/passwd"), "line 1", "shard"),
     packed("a shard of another kind", INDEX, with_line(shard="val.jsonl"), "line 1", "shard"),
     packed("a shard of a number", INDEX, with_line(shard=3), "line 1", "shard"),
-    packed("a shard that is not there", INDEX, with_line(shard="other.zip")),
+    packed("a shard that is not there", INDEX, with_line(shard="other.zip"), told="other.zip"),
     packed("a seed that is a path", INDEX, with_line(seed="../../x"), "line 1", "seed"),
     packed("a seed below 0", INDEX, with_line(seed=-1), "line 1", "seed"),
     packed("no seed", INDEX, with_line(seed=None), "line 1", "seed"),
@@ -251,7 +252,7 @@ SCENES = [
     packed("no camera", INDEX, with_line(intrinsics=None), "line 1", "intrinsics"),
     packed("a shard of text", SHARD, content("PK but no zip"), "copy it again"),
     packed("half a shard", SHARD, cut(0.5), "copy it again"),
-    packed("a scene that the shard lacks", INDEX, with_line(seed=77)),
+    packed("a scene that the shard lacks", INDEX, with_line(seed=77), "77.jpg", told=SHARD),
 ]
 
 PHOTOS = [

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import math
+import os
 import re
 import zipfile
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from upbench.datasets._files import MOST_PIXELS, check_regular, read_bytes, read_text
+from upbench.datasets._files import MOST_PIXELS, check_regular, fault, read_bytes, read_text
 from upbench.errors import UpbenchError
 
 from .classes import merge_table
@@ -66,7 +67,7 @@ class SceneFolder:
         self.split = split
         self.folder = Path(root or DATA_DIR)
         index = self.folder / f"{split}.jsonl"
-        if not index.is_file():
+        if not os.path.lexists(index):
             raise UpbenchError(f"interiors: {index} is missing; render it or reinstall the package")
         lines: list[dict[str, Any]] = []
         for number, text in enumerate(read_text(index).splitlines(), start=1):
@@ -88,8 +89,9 @@ class SceneFolder:
             raw = {kind: self._decode(info, kind) for kind in _FILES}
         except Exception as error:  # decoders of damaged files raise anything
             place = self.folder / info.get("shard", self.split)
-            what = str(error) if isinstance(error, UpbenchError) else f"{type(error).__name__}: {error}"
-            raise UpbenchError(f"interiors: cannot read scene {info['seed']} in {place} ({what})") from error
+            raise UpbenchError(
+                f"interiors: cannot read scene {info['seed']} in {place}: {fault(error)}"
+            ) from error
         depth = raw["depth"].astype(np.float32) / 1000
         hit = depth > 0
         normal = (raw["normal"].astype(np.float32) - 128) / 127
