@@ -190,7 +190,7 @@ def png(values: np.ndarray, bits: int, palette: bool) -> bytes:
 def test_labels_of_several_channels(tmp_path: Path, mode: str):
     file = tmp_path / "a.png"
     Image.new(mode, (4, 3)).save(file)
-    with pytest.raises(UpbenchError, match="must have one channel of 1 to 16 bits, it is") as info:
+    with pytest.raises(UpbenchError, match="must have one channel of 1 to 16 bits, its pixels are") as info:
         read_labels(file)
     one_line(info, file)
 

@@ -294,7 +294,7 @@ def test_label_of_another_size(root: Path):
 
 def test_label_with_colours(root: Path):
     Image.new("RGB", (WIDTH, HEIGHT)).save(root / "trainannot" / "a.png")
-    refused(root, r"label map .*/a\.png must have one channel of 1 to 16 bits, it is RGB")
+    refused(root, r"label map .*/a\.png must have one channel of 1 to 16 bits, its pixels are RGB")
 
 
 def test_two_images_of_one_name(root: Path):

@@ -159,8 +159,8 @@ ODD_SCENES: dict[str, tuple[dict[str, bytes], str]] = {
     "labels of 16 bits": ({"label": scene()["_depth.png"]}, "not uint8 [32, 32]"),
     "depth of a byte": ({"depth": as_png(Image.new("L", (SIDE, SIDE)))}, "not uint16 [32, 32]"),
     "normals of one channel": ({"normal": as_png(Image.new("L", (SIDE, SIDE)))}, "not uint8 [32, 32, 3]"),
-    "text": ({"depth": b"hello"}, "it is no image"),
-    "nothing": ({"normal": b""}, "it is no image"),
+    "text": ({"depth": b"hello"}, "it is not an image"),
+    "nothing": ({"normal": b""}, "it is not an image"),
 }
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from probing import Gallery, protocol
 
 from upbench.contracts.geometry import Frame
@@ -37,7 +38,7 @@ def gallery(classes: int = 4, other: int | None = None, sizes=SIZES) -> Gallery:
                 valid=torch.rand(h, w, generator=generator) > 0.1,
                 label=label,
                 depth=torch.rand(h, w, generator=generator),
-                normal=torch.randn(3, h, w, generator=generator),
+                normal=F.normalize(torch.randn(3, h, w, generator=generator), dim=0),
                 camera=Camera(torch.tensor([[30.0, 30.0, w / 2, h / 2]])),
             )
         )

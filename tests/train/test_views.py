@@ -249,7 +249,7 @@ def test_bad_photos_are_named(tmp_path: Path, photos: Path):
     with pytest.raises(UpbenchError, match=r"no images in .*empty"):
         find_photos([tmp_path / "empty"])
     (photos / "broken.jpg").write_text("nothing")
-    with pytest.raises(UpbenchError, match=r"cannot read image .*broken\.jpg: it is no image"):
+    with pytest.raises(UpbenchError, match=r"cannot read image .*broken\.jpg: it is not an image"):
         plan(photos)
     (photos / "broken.jpg").unlink()
     whole = (photos / "a.png").read_bytes()

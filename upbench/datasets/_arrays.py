@@ -43,7 +43,7 @@ def read_array(file: Path, key: str | None = None, data: bytes | None = None) ->
             raise UpbenchError(
                 f"cannot read {where}: it is too short for an array {list(shape)}; copy it again"
             )
-        return np.load(io.BytesIO(data), allow_pickle=False)
+        return np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
     except UpbenchError:
         raise
     except Exception as error:  # damaged heads raise anything

@@ -84,8 +84,11 @@ def read_text(file: Path) -> str:
     Raises:
         UpbenchError: As `read_bytes`, or it is not UTF-8.
     """
-    with system_errors(f"read {file}"):
-        return read_bytes(file).decode("utf-8-sig")
+    data = read_bytes(file)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UpbenchError(f"cannot read {file}: {reason(error)}; save it as UTF-8") from error
 
 
 def check_regular(file: Path, most: int = MOST_BYTES) -> None:
@@ -191,7 +194,7 @@ def read_labels(file: Path, data: bytes | None = None) -> Tensor:
         tags = picture.tag_v2 if picture.format == "TIFF" else {}  # type: ignore[attr-defined]
         if unfit := _no_labels(picture, tags):
             raise UpbenchError(
-                f"label map {file} {unfit}: store one number a pixel, its class, in a PNG of one channel"
+                f"label map {file} {unfit}; store the class of each pixel as a number in a PNG of one channel"
             )
         upright = _upright(picture)
         if picture.mode.startswith("I"):
@@ -207,11 +210,11 @@ def _no_labels(picture: Image.Image, tags: Any) -> str:
     """Why the values of a picture cannot be classes; "" if they can."""
     wide = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG")
     if picture.mode not in ("L", "P", "1") and not wide:
-        return f"must have one channel of 1 to 16 bits, it is {picture.mode}"
+        return f"must have one channel of 1 to 16 bits, its pixels are {picture.mode}"
     if picture.format not in _LABEL_FORMATS or tags.get(_COMPRESSION) in _LOSSY_TIFF:
         return f"is a {picture.format} file that need not keep numbers as they were"
     if tags.get(_PHOTOMETRIC) == 0:
-        return "is a TIFF in which 0 stands for white: its numbers run backwards"
+        return "is a TIFF in which 0 stands for white, so that its numbers run backwards"
     return ""
 
 
@@ -309,7 +312,7 @@ def fault(error: Exception) -> str:
         return "its pixels are too many; scale it down"
     if isinstance(error, UnidentifiedImageError):  # its text is an address in memory
         known = ", ".join(_formats())
-        return f"it is no image ({known}), or its head is damaged; copy it again, or remove it"
+        return f"it is not an image ({known}), or its head is damaged; copy it again, or remove it"
     if isinstance(error, MemoryError) or getattr(error, "errno", None):
         return reason(error)
     return f"it is damaged; copy it again, or remove it ({type(error).__name__}: {printable(error)})"

@@ -172,7 +172,9 @@ def _read_classes(file: Path) -> tuple[str, ...]:
         raise UpbenchError(f"dataset folder {file.parent} {needs} ({error})") from error
     names = tuple(line.strip() for line in lines if line.strip())
     if not any(name.lower() not in IGNORED_NAMES for name in names) or len(names) > IGNORE:
-        raise UpbenchError(f"{file} must name 1 to {IGNORE} classes, one a line; it has {len(names)} lines")
+        raise UpbenchError(
+            f"{file} must name 1 to {IGNORE} classes, one a line, and not only void; it names {len(names)}"
+        )
     if odd := [name for name in names if _unprintable(name)]:
         raise UpbenchError(f"{file} names a class {odd[0]!r}, which has control characters")
     return names

@@ -135,11 +135,11 @@ LYING = Image.new("L", (HEIGHT, WIDTH))
 
 IMAGES = [
     *[image(name, change, word) for name, (change, word) in NO_FILES.items()],
-    image("text", content("hello"), "no image"),
-    image("a page", content("<html><body>404</body></html>"), "no image"),
-    image("a drawing that starts a program", saved(GREY, "EPS"), "no image"),
+    image("text", content("hello"), "not an image"),
+    image("a page", content("<html><body>404</body></html>"), "not an image"),
+    image("a drawing that starts a program", saved(GREY, "EPS"), "not an image"),
     image("cut to its head", cut(0.3), "cannot read image"),
-    image("cut to a byte", content(b"\x89"), "no image"),
+    image("cut to a byte", content(b"\x89"), "not an image"),
     image("a damaged middle", flipped, "cannot read image"),
     image("a bomb", bomb(60_000, 60_000), "too many"),
     image("the widest number", bomb(2**31 - 1, 2**31 - 1), "cannot read image"),
@@ -159,8 +159,8 @@ IMAGES = [
 
 LABELS = [
     *[label(name, change, word) for name, (change, word) in NO_FILES.items()],
-    label("text", content("0 1 0 1"), "no image"),
-    label("colours", filled("RGB", (1, 1, 1)), "one channel", "rgb", "store one number"),
+    label("text", content("0 1 0 1"), "not an image"),
+    label("colours", filled("RGB", (1, 1, 1)), "one channel", "rgb", "store the class of each pixel"),
     label("alpha", filled("LA", (1, 1)), "one channel", "LA"),
     label("floats", saved(FLOATS, "TIFF"), "one channel"),
     label("32 bits", filled("I", 1, "TIFF"), "one channel"),
@@ -257,7 +257,7 @@ SCENES = [
 
 PHOTOS = [
     *[photo(name, change, word) for name, (change, word) in NO_FILES.items() if name != "a folder"],
-    photo("text", content("hello"), "no image"),
+    photo("text", content("hello"), "not an image"),
     photo("a bomb", bomb(60_000, 60_000), "too many"),
     photo("a strip", filled("RGB", size=(1, 60_000)), "strip"),
     photo("two pictures", animated("GIF"), "2 pictures"),

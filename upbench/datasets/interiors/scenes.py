@@ -12,6 +12,7 @@ import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as _told
 from typing import Any
 
 import numpy as np
@@ -174,23 +175,22 @@ def _line(text: str, where: str) -> dict[str, Any]:
     if not isinstance(info, dict):
         raise UpbenchError(f"{where} is not an object")
     seed, size, shard = info.get("seed"), info.get("size"), info.get("shard", "shard.zip")
-    if type(seed) is not int or seed < 0:
-        raise UpbenchError(f"{where}: its seed must be a whole number from 0, got {seed!r}")
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise UpbenchError(f"{where}: its seed must be a whole number from 0, got {_told(seed)}")
     if type(size) is not int or not 0 < size <= math.isqrt(MOST_PIXELS):
-        raise UpbenchError(f"{where}: its size must be a number of pixels, got {size!r}")
+        raise UpbenchError(f"{where}: its size must be a number of pixels, got {_told(size)}")
     if not isinstance(shard, str) or not re.fullmatch(r"[\w-][\w.-]*\.zip", shard):
-        raise UpbenchError(f"{where}: its shard must be the name of a zip file beside it, got {shard!r}")
-    numbers = info.get("intrinsics")
+        raise UpbenchError(f"{where}: its shard must be the name of a zip file beside it, got {_told(shard)}")
+    numbers: Any = info.get("intrinsics")
     sound = isinstance(numbers, list) and len(numbers) == 4 and all(_is_number(each) for each in numbers)
     if not sound or min(numbers[:2]) <= 0:
-        raise UpbenchError(
-            f"{where}: its intrinsics must be fx, fy, cx, cy, finite, with fx and fy over 0; got {numbers!r}"
-        )
+        needs = "must be fx, fy, cx, cy, finite, with fx and fy over 0"
+        raise UpbenchError(f"{where}: its intrinsics {needs}; got {_told(numbers)}")
     return info
 
 
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and abs(value) < 1e9
+    return isinstance(value, (int, float)) and type(value) is not bool and -1e9 < value < 1e9
 
 
 _FILES = {"image": ".jpg", "label": "_label.png", "depth": "_depth.png", "normal": "_normal.png"}
