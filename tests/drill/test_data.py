@@ -30,7 +30,14 @@ from drill.imagefiles import (
 )
 from upbench.contracts.dataset import Dataset
 from upbench.contracts.sample import Camera, Sample
-from upbench.datasets import content_fingerprint, list_folder, read_bytes, read_image, read_labels
+from upbench.datasets import (
+    content_fingerprint,
+    list_folder,
+    read_bytes,
+    read_image,
+    read_labels,
+    read_values,
+)
 from upbench.datasets.folder import FolderDataset
 from upbench.features.images import SplitImages
 from upbench.protocols.geometry import SquareCrop
@@ -113,6 +120,27 @@ def test_few_bits_of_a_tiff_are_not_scaled(tmp_path: Path, bits: int) -> None:
     assert np.array_equal(read_labels(file), values)
     file.write_bytes(grey_tiff(values, bits, photometric=0))
     refuses(lambda: read_labels(file), file, "white")
+
+
+@pytest.mark.drill("arrays")
+def test_numbers_of_pictures_are_read_as_they_are(tmp_path: Path) -> None:
+    file = tmp_path / "depth.tif"
+    values = np.array([[0.0, 1.5], [np.nan, -3e5]], np.float32)
+    for stored, kind in (
+        (values, "TIFF"),
+        (np.array([[0, 70_000], [1, 2]], np.int32), "TIFF"),
+        (np.array([[0, 65_535], [1, 2]], np.uint16), "PNG"),
+        (np.array([[0, 255], [1, 2]], np.uint8), "PNG"),
+    ):
+        saved(Image.fromarray(stored), kind)(file)
+        assert np.array_equal(read_values(file), stored, equal_nan=True)
+    file.write_bytes(png(np.array([[0, 1], [2, 3]], np.uint8), 2))
+    assert read_values(file).tolist() == [[0, 1], [2, 3]]
+    for mode in ("RGB", "P"):
+        saved(Image.new(mode, (4, 3)))(file)
+        refuses(lambda: read_values(file), file, "one channel of numbers", mode)
+    saved(Image.new("L", (4, 3)), "JPEG")(file)
+    refuses(lambda: read_values(file), file, "JPEG")
 
 
 # -------------------- what a sample holds --------------------

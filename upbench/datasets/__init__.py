@@ -3,7 +3,7 @@
 What a dataset of your own reads its files with, each bad file named in one line:
 
     from upbench.datasets import content_fingerprint, image_size, list_folder, read_array, read_bytes
-    from upbench.datasets import read_image, read_labels, read_text
+    from upbench.datasets import read_image, read_labels, read_text, read_values
 """
 
 from upbench._lazy import lazily
@@ -13,6 +13,7 @@ __getattr__, __dir__ = lazily(
     {
         "upbench.datasets._content": "content_fingerprint",
         "upbench.datasets._arrays": "read_array",
-        "upbench.datasets._files": "image_size list_folder read_bytes read_image read_labels read_text",
+        "upbench.datasets._files": "image_size list_folder read_bytes read_image read_labels read_text "
+        "read_values",
     },
 )

@@ -91,8 +91,12 @@ def read_text(file: Path) -> str:
         raise UpbenchError(f"cannot read {file}: {reason(error)}; save it as UTF-8") from error
 
 
-def check_regular(file: Path, most: int = MOST_BYTES) -> None:
+def check_regular(file: Path, most: int | None = None) -> None:
     """Does nothing for a file that can be read to its end.
+
+    Args:
+        file: Anything.
+        most: Bytes that it may have, where it is to be read at once.
 
     Raises:
         UpbenchError: It is not there, is empty, has more than `most` bytes, or is a folder, a pipe or a
@@ -111,7 +115,7 @@ def check_regular(file: Path, most: int = MOST_BYTES) -> None:
         raise UpbenchError(f"cannot read {file}: it is not a regular file but {kind}; move it away")
     if not found.st_size:
         raise UpbenchError(f"cannot read {file}: it is empty; copy it again, or remove it")
-    if found.st_size > most:
+    if most is not None and found.st_size > most:
         raise UpbenchError(f"cannot read {file}: it has {found.st_size} bytes, the most is {most}")
 
 
@@ -161,7 +165,7 @@ def image_size(file: Path) -> tuple[int, int]:
     Raises:
         UpbenchError: As `read_image`, as far as the head tells.
     """
-    check_regular(file)
+    check_regular(file, MOST_BYTES)
     with _named(file), file.open("rb") as stream, Image.open(stream, formats=_formats()) as picture:
         _check_head(picture)
         width, height = picture.size
@@ -199,11 +203,41 @@ def read_labels(file: Path, data: bytes | None = None) -> Tensor:
         upright = _upright(picture)
         if picture.mode.startswith("I"):
             return torch.from_numpy(np.asarray(upright).astype(np.int32))
-        values = np.array(upright, dtype=np.uint8)
-    if picture.mode == "L":
-        bits = _grey_bits(data) if picture.format == "PNG" else (tags.get(_BITS) or (8,))[0]
-        values //= {2: 85, 4: 17}.get(bits, 1)  # Pillow stretches 2 and 4 bits to 0..255
-    return torch.from_numpy(values)
+        return torch.from_numpy(np.array(upright, dtype=np.uint8) // _stretch(picture, data))
+
+
+def read_values(file: Path, data: bytes | None = None) -> Tensor:
+    """`[H, W]`, the numbers of a picture of one channel as they are stored, such as depth in millimetres.
+
+    Args:
+        file: A PNG, TIFF, BMP or GIF.
+        data: Its content, where that is at hand.
+
+    Returns:
+        float32 where the file holds floats, int32 else. Nothing is looked at: floats may be NaN.
+
+    Raises:
+        UpbenchError: As `read_labels`, or its pixels are indices of a palette.
+    """
+    data = read_bytes(file) if data is None else data
+    picture = _decode(file, data)
+    with _named(file):
+        tags = picture.tag_v2 if picture.format == "TIFF" else {}  # type: ignore[attr-defined]
+        if picture.mode not in ("L", "1", "F", "I") and not picture.mode.startswith("I;16"):
+            raise _Unfit(f"it must have one channel of numbers, its pixels are {picture.mode}")
+        if unfit := _changed(picture, tags):
+            raise _Unfit(f"it {unfit}")
+        values = np.asarray(_upright(picture)).astype(np.float32 if picture.mode == "F" else np.int32)
+        return torch.from_numpy(values // _stretch(picture, data) if picture.mode == "L" else values)
+
+
+def _stretch(picture: Image.Image, data: bytes) -> int:
+    """By how much Pillow multiplied grey levels of 2 or 4 bits, to fill 0..255."""
+    if picture.mode != "L":
+        return 1
+    tags = picture.tag_v2 if picture.format == "TIFF" else {}  # type: ignore[attr-defined]
+    bits = _grey_bits(data) if picture.format == "PNG" else (tags.get(_BITS) or (8,))[0]
+    return {2: 85, 4: 17}.get(bits, 1)
 
 
 def _no_labels(picture: Image.Image, tags: Any) -> str:
@@ -211,6 +245,11 @@ def _no_labels(picture: Image.Image, tags: Any) -> str:
     wide = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG")
     if picture.mode not in ("L", "P", "1") and not wide:
         return f"must have one channel of 1 to 16 bits, its pixels are {picture.mode}"
+    return _changed(picture, tags)
+
+
+def _changed(picture: Image.Image, tags: Any) -> str:
+    """Why the numbers of a picture are others than were meant; "" if they are not."""
     if picture.format not in _LABEL_FORMATS or tags.get(_COMPRESSION) in _LOSSY_TIFF:
         return f"is a {picture.format} file that need not keep numbers as they were"
     if tags.get(_PHOTOMETRIC) == 0:
