@@ -120,13 +120,8 @@ class SplitImages(Images):
         return list(range(self._starts[image], self._starts[image + 1]))
 
     def stored(self, index: int) -> Sample:
-        """See `Images`. Ground truth that no metric could be trusted with is refused."""
-        sample = self.dataset.read(self.split, self._entries[index][0])
-        try:
-            sample.check()
-        except UpbenchError as error:
-            raise UpbenchError(f"{self.dataset.name}/{self.split}: {error}") from error
-        return sample
+        """See `Images`."""
+        return self._sample(index)
 
     def frame(self, index: int) -> Frame:
         """See `Images`."""
@@ -138,7 +133,7 @@ class SplitImages(Images):
         held = self._compact(index)
         if held is not None:
             return held.restore().image
-        sample = self.stored(index)
+        sample = self._sample(index)
         return self._frames(sample.size, sample.name)[self._entries[index][1]].image(sample.image)
 
     def framed(self, index: int, size: Size | None = None) -> Framed:
@@ -154,7 +149,7 @@ class SplitImages(Images):
     def original(self, index: int) -> Framed:
         """Ground truth as it is stored, for protocols that score there: never mirrored, and without an
         image."""
-        sample = self.stored(index)
+        sample = self._sample(index)
         return self._labelled(Frame(sample.size, sample.size, sample.size).truth(sample))
 
     @property
@@ -197,6 +192,19 @@ class SplitImages(Images):
             held = [one.cut(*crop) for one, crop in zip(held, crops, strict=True)]
         return Truth.stack(held, device)
 
+    def _sample(self, index: int) -> Sample:
+        """The image of a frame, as the dataset has it.
+
+        Raises:
+            UpbenchError: It cannot be read, or no metric could be trusted with its ground truth.
+        """
+        sample = self.dataset.read(self.split, self._entries[index][0])
+        try:
+            sample.check()
+        except UpbenchError as error:
+            raise UpbenchError(f"{self.dataset.name}/{self.split}: {error}") from error
+        return sample
+
     def _frames(self, source: Size, name: str) -> Sequence[Frame]:
         try:
             frames = self.protocol.geometry.frames(source, self.stride)
@@ -224,7 +232,7 @@ class SplitImages(Images):
         if len(odd) and not 0 <= int(odd.min()) <= int(odd.max()) < count:
             raise UpbenchError(
                 f"labels {int(odd.min())} to {int(odd.max())} of image '{framed.name}' are out of range: "
-                f"dataset '{self.dataset.name}' names {count} classes"
+                f"dataset '{self.dataset.name}' names {count} classes (0 to {count - 1}; {IGNORE} is ignored)"
             )
         other = self.dataset.other_class
         if self.protocol.labels == "all" or other is None:
@@ -239,7 +247,7 @@ class SplitImages(Images):
 
     def _read(self, index: int, size: Size | None = None) -> tuple[Framed, bool]:
         """A frame from disk, and whether its ground truth has the protocol's usual size."""
-        sample = self.stored(index)
+        sample = self._sample(index)
         frame = self._frames(sample.size, sample.name)[self._entries[index][1]]
         usual = self._truth_size(frame)
         made = frame.of(sample, size or usual, self.protocol.sampling)
