@@ -309,7 +309,8 @@ class TestLabels:
         dataset.samples[1].label[25, 12] = value
         images = SplitImages(dataset, "train", protocol(geometry=NativeAspect()))
         images.framed(0)
-        message = f"labels {named} of image 'scene 1' are out of range: dataset 'gallery' names 4 classes (0 to 3; 255 is ignored)"
+        message = f"labels {named} of image 'scene 1' are out of range: "
+        message += "dataset 'gallery' names 4 classes (0 to 3; 255 is ignored)"
         for ask in (images.framed, images.original):
             with pytest.raises(UpbenchError) as error:
                 ask(1)

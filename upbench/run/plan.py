@@ -163,7 +163,10 @@ class _Crossing:
         self.config, self.protocol, self.place, self.name = config, protocol, place, name
         self.facts, self.data, self.sources = facts, data, sources
         self._skips: dict[MethodSpec, str] = {}
-        frame = protocol.geometry.frames(data.first_size, facts.stride)[0]
+        try:
+            frame = protocol.geometry.frames(data.first_size, facts.stride)[0]
+        except UpbenchError as error:
+            raise UpbenchError(f"the first image of dataset '{data.dataset.name}': {error}") from error
         height, width = facts.backbone.input_size(*frame.size)
         self.image_size = frame.size
         self.feature_size = (height // facts.stride, width // facts.stride)
