@@ -114,13 +114,13 @@ class Sample:
     def _normal_fault(self) -> str:
         if self.normal is None:
             return ""
-        squares = self.normal.float().square().sum(0)
-        odd = (squares - 1).abs() > 2 * LENGTH_ERROR  # of a length that is off by LENGTH_ERROR
-        odd = (odd & (squares != 0)) | ~squares.isfinite()
-        if not odd.any():
+        x, y, z = self.normal.float().unbind()
+        squares = x * x + y * y + z * z
+        least, most = (float(value) for value in squares.masked_fill_(squares == 0, 1).aminmax())
+        if abs(least - 1) <= 2 * LENGTH_ERROR and abs(most - 1) <= 2 * LENGTH_ERROR:  # neither holds for NaN
             return ""
-        length = float(squares[odd][0].sqrt())
-        return f"it has a normal of length {length:g}: it must be 1, and 0 where it is unknown"
+        lengths = f"from {math.sqrt(least):g} to {math.sqrt(most):g}"
+        return f"its normals have lengths {lengths}: they must be 1, and 0 where they are unknown"
 
 
 def _told(values: Tensor) -> str:
