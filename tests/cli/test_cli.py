@@ -178,7 +178,7 @@ def test_sigterm_ends_a_run_as_ctrl_c_does(toy, out, capsys, monkeypatch):
         (["run", "--shard", "3/2"], "shard: expected I/N with 1 <= I <= N, as in 2/4, got '3/2'"),
         (["run", "--shard", "half"], "shard: expected I/N with 1 <= I <= N, as in 2/4, got 'half'"),
         (["run", "--device", "cuda:x"], "unknown device 'cuda:x'; did you mean 'cuda'?"),
-        (["report", "nowhere"], "no records: nowhere does not exist"),
+        (["report", "nowhere"], "no records: 'nowhere' does not exist"),
         (["report", ".", "--format", "mdd"], "unknown format 'mdd'; did you mean 'md'?"),
         (["list", "method"], "unknown list 'method'; did you mean 'methods'?"),
         (["list"], "the following arguments are required"),

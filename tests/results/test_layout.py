@@ -152,7 +152,11 @@ def refusal(tmp_path: Path, text: str | bytes) -> str:
         (("columns", 0, "unit"), DELETED, "columns[0].unit is missing"),
         (("per_image", "val", "values", 0), [1.0], "per_image.val.values[0]: expected 3 values, got 1"),
         (("cost", "cpu", "output_size"), [224], "cost.cpu.output_size: expected 2 values, got [224]"),
-        (("data", "val", "images"), "3", "data.val.images: expected a whole number, got '3'"),
+        (
+            ("data", "val", "images"),
+            "3",
+            "data.val.images: expected a whole number that is not negative, got '3'",
+        ),
         (("protocol", "image_size"), [224], "protocol.image_size: expected 2 values, got [224]"),
         (("warnings",), "careful", "warnings: expected a list, got 'careful'"),
         (("warnings", 0), "\ud800", "surrogates not allowed"),

@@ -6,7 +6,9 @@ its path in the file, so that nothing behind it has to doubt what it is given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 from upbench.results.cell import shown
@@ -47,6 +49,11 @@ def _is_plain(value: Any) -> bool:
 _text = _kind("text", lambda value: isinstance(value, str))
 _name = _kind("a name", lambda value: isinstance(value, str) and bool(value))
 _number = _kind("a number", _is_number)
+_amount = _kind(
+    "a number that is finite and not negative",
+    lambda value: _is_number(value) and math.isfinite(value) and value >= 0,
+)
+_count = _kind("a whole number that is not negative", lambda value: _is_whole(value) and value >= 0)
 _whole = _kind("a whole number", _is_whole)
 _flag = _kind("true or false", lambda value: isinstance(value, bool))
 _plain = _kind("a plain value or a list of them", _is_plain)
@@ -125,18 +132,18 @@ _METHOD = _fields(
 
 _COST = _fields(
     {
-        "parameters": _number,
-        "macs": _maybe(_number),
-        "latency_ms": _number,
-        "latency_q25_ms": _number,
-        "latency_q75_ms": _number,
-        "peak_memory_bytes": _maybe(_number),
+        "parameters": _amount,
+        "macs": _maybe(_amount),
+        "latency_ms": _amount,
+        "latency_q25_ms": _amount,
+        "latency_q75_ms": _amount,
+        "peak_memory_bytes": _maybe(_amount),
         "hardware": _text,
         "dtype": _text,
-        "batch": _whole,
-        "channels": _whole,
-        "feature_size": _list(_whole, 2, 2),
-        "output_size": _list(_whole, 2, 2),
+        "batch": _count,
+        "channels": _count,
+        "feature_size": _list(_count, 2, 2),
+        "output_size": _list(_count, 2, 2),
         "warnings": _list(_text),
     }
 )
@@ -145,7 +152,7 @@ _COLUMN = _fields(
     {"name": _name, "title": _text, "higher_is_better": _maybe(_flag), "unit": _text, "main": _flag}
 )
 
-_WEIGHTS = _fields({}, {"name": _maybe(_text), "sha256": _maybe(_text), "images_seen": _maybe(_whole)})
+_WEIGHTS = _fields({}, {"name": _maybe(_text), "sha256": _maybe(_text), "images_seen": _maybe(_count)})
 
 _FIRST = _fields(
     {
@@ -186,7 +193,7 @@ _RECORD = _fields(
         "inputs": _fields({}, {"weights": _maybe(_WEIGHTS)}),
         "data": _mapping(
             _fields(
-                {"images": _whole}, {"official": _maybe(_whole), "fingerprint": _text, "names": _anything}
+                {"images": _count}, {"official": _maybe(_count), "fingerprint": _text, "names": _anything}
             )
         ),
         "protocol": _fields(
@@ -228,8 +235,42 @@ def check(data: Any) -> None:
         try:
             _mapping(_mapping(_SPREAD, least=1), least=1)("metrics", data["metrics"])
             _list(_COLUMN, least=1)("columns", data.get("columns", ()))
+            _agree(data)
         except ValueError as error:
             raise ValueError(f"status is ok, but {error}") from error
+
+
+def _agree(data: Mapping[str, Any]) -> None:
+    """Whether the parts of a result are of one evaluation: metrics have columns, seeds have values."""
+    names = [column["name"] for column in data["columns"]]
+    if len(set(names)) < len(names):
+        raise ValueError("columns: a name stands there twice")
+    seeds = {1, len(data["cell"]["seeds"])}  # a task that draws nothing has one value in all
+    for split, metrics in data["metrics"].items():
+        if odd := sorted(set(metrics) ^ set(names)):
+            raise ValueError(f"metrics.{split}: not those of the columns ({shown(odd[0])})")
+        for name, spread in metrics.items():
+            _seeds(f"metrics.{split}.{name}.values", spread["values"], seeds)
+    for split, scores in data["per_image"].items():
+        if split not in data["metrics"]:
+            raise ValueError(f"per_image.{split}: a split without metrics")
+        _seeds(f"per_image.{split}.values", scores["values"], seeds)
+
+
+def _seeds(path: str, values: Any, counts: set[int]) -> None:
+    if len(values) not in counts:
+        words = " or ".join(map(str, sorted(counts)))
+        raise ValueError(f"{path}: expected {words} of them, as there are seeds, got {len(values)}")
+
+
+def check_cost(data: Any) -> None:
+    """Whether plain values are what `upbench.cost.measure` measured.
+
+    Raises:
+        ValueError: They are not; names the first thing that is wrong.
+    """
+    check_values(data)
+    _COST("cost", data)
 
 
 def check_first(data: Any) -> None:
@@ -248,16 +289,20 @@ def check_values(data: Any) -> None:
     Raises:
         ValueError: They cannot.
     """
-    waiting = [(data, 0)]
-    while waiting:
-        value, depth = waiting.pop()
-        if depth > DEEPEST:
+    unread: list[Iterator[Any]] = [iter((data,))]  # one a level: no copy of what may be large
+    while unread:
+        for value in unread[-1]:
+            if isinstance(value, Mapping):
+                unread.append(chain.from_iterable(value.items()))
+                break
+            if isinstance(value, (list, tuple)):
+                unread.append(iter(value))
+                break
+            if isinstance(value, str):
+                value.encode()  # a lone surrogate cannot be printed; UnicodeEncodeError is a ValueError
+            elif isinstance(value, int) and abs(value) > _LARGEST:
+                raise ValueError("a whole number of more than 64 bits")
+        else:
+            unread.pop()
+        if len(unread) > DEEPEST + 1:
             raise ValueError(f"nested deeper than {DEEPEST} levels")
-        if isinstance(value, Mapping):
-            waiting += [(part, depth + 1) for pair in value.items() for part in pair]
-        elif isinstance(value, (list, tuple)):
-            waiting += [(part, depth + 1) for part in value]
-        elif isinstance(value, str):
-            value.encode()  # a lone surrogate cannot be printed; UnicodeEncodeError is a ValueError
-        elif isinstance(value, int) and abs(value) > _LARGEST:
-            raise ValueError("a whole number of more than 64 bits")

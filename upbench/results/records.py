@@ -16,10 +16,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from upbench.errors import UpbenchError
+from upbench.errors import UpbenchError, named, system_errors
 from upbench.results.cell import Cell, shown
 from upbench.results.layout import STATUSES, check, check_first
 from upbench.system.cache import replacing
+from upbench.system.reading import read_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 SCHEMA = 2
 _FIRST = 1  # records of the first edition are read, and written as the second's
 FOLDER = "records"
+LARGEST = 1 << 25
+"""Bytes of a record: five seeds on 200,000 images."""
 
 
 @dataclass(frozen=True)
@@ -222,14 +225,24 @@ def read_record(path: str | Path) -> Record:
     Raises:
         UpbenchError: The file cannot be read, is damaged, or has another schema.
     """
+    content = read_file(path, "record", LARGEST)
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        return Record.from_dict(json.loads(text, parse_constant=_no_constant))
-    except OSError as error:
-        raise UpbenchError(f"cannot read record {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, not a record
-        text = " ".join(str(error).split())
+        return Record.from_dict(parse_json(content))
+    except (ValueError, MemoryError) as error:  # not JSON, not UTF-8, not a record
+        text = str(error) or type(error).__name__
         raise UpbenchError(f"damaged record {path}: {text}; delete it and run its cell again") from error
+
+
+def parse_json(content: bytes) -> Any:
+    """What JSON stands for.
+
+    Raises:
+        ValueError: It is not JSON, not UTF-8, or nested too deeply to be read.
+    """
+    try:
+        return json.loads(content.decode("utf-8"), parse_constant=_no_constant)
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -242,15 +255,17 @@ def record_files(path: str | Path) -> list[Path]:
     Raises:
         UpbenchError: There is no such file or folder, or it holds no record.
     """
-    place = Path(path).expanduser()
-    if place.is_file():
-        return [place]
-    if not place.is_dir():
-        raise UpbenchError(f"no records: {place} does not exist")
-    folder = place / FOLDER if (place / FOLDER).is_dir() else place
-    files = sorted(file for file in folder.glob("*.json") if not file.name.startswith("."))
+    with system_errors("look for records in", path):
+        place = Path(path).expanduser()
+        if not place.exists():
+            raise UpbenchError(f"no records: {named(place)} does not exist")
+        if not place.is_dir():
+            return [place]
+        folder = place / FOLDER if (place / FOLDER).is_dir() else place
+        names = sorted(name for name in os.listdir(folder) if name.endswith(".json"))
+    files = [folder / name for name in names if not name.startswith(".")]
     if not files:
-        raise UpbenchError(f"no records in {folder}")
+        raise UpbenchError(f"no records in {named(folder)}")
     return files
 
 
@@ -258,10 +273,23 @@ def load_records(path: str | Path | Iterable[str | Path]) -> list[Record]:
     """Every record of a run, of several runs, or of single files.
 
     Raises:
-        UpbenchError: There is none, or one is damaged: a table must not lose a cell in silence.
+        UpbenchError: There is none, or one is damaged: a table must not lose a cell in silence. Names the
+            first that is, and says how many others are.
     """
     places = [path] if isinstance(path, (str, Path)) else list(path)
-    return [read_record(file) for place in places for file in record_files(place)]
+    found, faults = [], []
+    for file in [file for place in places for file in record_files(place)]:
+        try:
+            found.append(read_record(file))
+        except UpbenchError as error:
+            faults.append((file, error))
+    if not faults:
+        return found
+    _, first = faults[0]
+    others = [named(file.name) for file, _ in faults[1:]]
+    more = f" and {len(others) - 2} more" if len(others) > 2 else ""
+    told = f"; the same holds for {', '.join(others[:2])}{more}" if others else ""
+    raise UpbenchError(f"{first}{told}") from first
 
 
 def read_records(path: str | Path | Iterable[str | Path]) -> pd.DataFrame:

@@ -30,7 +30,7 @@ def assemble(
         status: "ok", "skipped" or "failed".
         scores: What was found; for "ok".
         reason: Why there is nothing, in one line.
-        traceback: Of the error.
+        traceback: Of the error. Both without the user's home folder.
         seconds: Wall time of the cell, which ends now.
     """
     scores = scores or Scores()
@@ -38,8 +38,8 @@ def assemble(
     return Record(
         planned.cell,
         status,
-        reason=reason,
-        traceback=traceback,
+        reason=environment.without_home(reason),
+        traceback=environment.without_home(traceback),
         metrics=scores.metrics,
         per_image=scores.per_image,
         row=planned.row,
@@ -49,7 +49,7 @@ def assemble(
         data=planned.data,
         protocol=protocol_of(planned),
         environment=environment.describe(planned.place),
-        warnings=[*warnings_of(planned), *scores.notes],
+        warnings=[environment.without_home(text) for text in (*warnings_of(planned), *scores.notes)],
         started=started.isoformat(timespec="milliseconds"),
         seconds=round(seconds, 3),
     )

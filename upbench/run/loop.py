@@ -7,7 +7,6 @@ what one has claimed, another waits for.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,12 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from upbench.errors import UpbenchError
-from upbench.results.records import FOLDER, Record, Spread, read_record, write_json, write_record
+from upbench.results.layout import check_cost
+from upbench.results.records import FOLDER, Record, Spread, parse_json, read_record, write_json, write_record
 from upbench.run.claims import Claims
 from upbench.run.config import RunConfig
 from upbench.run.executors import Lost, find_executor
 from upbench.system.cache import replacing
+from upbench.system.environment import without_home
 from upbench.system.progress import Bar, bar, duration, say
+from upbench.system.reading import read_file
 
 if TYPE_CHECKING:
     from upbench.run.jobs import Job, PlannedCell
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_LOOKS = 1.0
 """At cells that another run has claimed."""
+_LARGEST_COST = 1 << 20
 
 
 def run(config: RunConfig, debug: bool = False) -> list[Record]:
@@ -354,6 +357,7 @@ def _held(
     path: Path, planned: PlannedCell, statuses: Sequence[str], tell: Callable[[str], None] = say
 ) -> Record | None:
     """A cell's record, if it holds; says why it does not."""
+    _refuse_folder(path)
     try:
         record = read_record(path)
     except UpbenchError as error:
@@ -366,6 +370,12 @@ def _held(
         tell(f"{record.cell}: run again, since its {', '.join(changed) or 'inputs'} changed")
         return None
     return record
+
+
+def _refuse_folder(path: Path) -> None:
+    """Raises UpbenchError where a folder is in the place of a file that is to be written: before the work."""
+    if path.is_dir():
+        raise UpbenchError(f"cannot write {path}: it is a folder; move it away")
 
 
 def _relabelled(folder: Path, path: Path, record: Record, planned: PlannedCell) -> Record:
@@ -394,16 +404,26 @@ def _prepare(worker: Worker, pending: Iterable[PlannedCell]) -> None:
 
 
 def _read_cost(path: Path) -> dict[str, Any] | None:
-    """A measurement from before; None where there is none, or it is damaged."""
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """A measurement from before; None where there is none, or it is damaged, which is said."""
+    if not os.path.lexists(path):
         return None
-    return read if isinstance(read, dict) else None
+    _refuse_folder(path)
+    try:
+        read = parse_json(read_file(path, "cost file", _LARGEST_COST))
+        check_cost(read)
+    except (UpbenchError, ValueError) as error:
+        text = error if isinstance(error, UpbenchError) else f"damaged cost file {path}: {error}"
+        say(f"WARNING: {text} (measured again)")
+        return None
+    return dict(read)
 
 
 def _with_cost(record: Record, costs: dict[str, dict[str, Any]]) -> Record:
     """The record with its method's cost, and with what could not be measured among the warnings."""
-    notes = [f"cost on {device}: {cost['error']}" for device, cost in costs.items() if "error" in cost]
+    notes = [
+        f"cost on {device}: {without_home(cost['error'])}"
+        for device, cost in costs.items()
+        if "error" in cost
+    ]
     measured = {device: cost for device, cost in costs.items() if "error" not in cost}
     return replace(record, cost=measured, warnings=[*record.warnings, *notes])

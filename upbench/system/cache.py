@@ -69,7 +69,7 @@ def replacing(path: Path) -> Iterator[Path]:
     the last one wins. What killed writers on this machine left behind is removed.
 
     Raises:
-        UpbenchError: The disk is full, or the folder cannot be written.
+        UpbenchError: The disk is full, the folder cannot be written, or `path` is a folder.
     """
     _remove_orphans(path)
     temporary = path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
@@ -81,9 +81,7 @@ def replacing(path: Path) -> Iterator[Path]:
             raise  # of another file, which the block reads
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UpbenchError(f"disk full: cannot write {path} ({error.strerror})") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR):
-            raise UpbenchError(f"cannot write {path}: {error.strerror}") from error
-        raise
+        raise UpbenchError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         with suppress(OSError):
             temporary.unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
 from functools import cache
@@ -55,6 +56,17 @@ def cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def without_home(text: str) -> str:
+    """Text with `~` for the user's home folder: errors name files, and records are published."""
+    try:
+        home = str(Path.home())
+    except RuntimeError:  # a user without one
+        return text
+    if len(home) < 2:
+        return text
+    return re.sub(re.escape(home) + r"(?![\w.-])", "~", text)
 
 
 def usable_cores() -> int:

@@ -28,6 +28,7 @@ APART = (
     *("run.claims", "run.config", "run.costs", "run.describe", "run.executors", "run.loop", "run.plan"),
     *("run.preview", "export"),
     *("system.progress", "system.environment", "system.download", "system.cache", "system.sources"),
+    "system.reading",
 )
 """Modules and packages of upbench that decide how and when something is computed, and never what. What
 `run.plan` decides on stands in a cell's inputs by its value."""
