@@ -240,7 +240,7 @@ def test_a_damaged_cost_file_is_measured_again(kind: str, tmp_path: Path, capsys
     assert "measured again" in said
 
 
-@settings(max_examples=200, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     changes=st.lists(st.tuples(st.sampled_from(list(COST)), VALUES), min_size=1, max_size=3),
     junk=st.binary(max_size=2),

@@ -49,7 +49,7 @@ RULES: list[tuple[str, list[tuple[str, str, str]] | None]] = [
     (r"(ops|layers)/.*", None),  # of other methods
     (r"run/(worker|context|jobs)\.py", [ALL]),
     (r"weights/(load|resolve)\.py", [ALL]),
-    (r"system/(ahead|checkpoint)\.py", [ALL]),
+    (r"system/(ahead|checkpoint/\w+)\.py", [ALL]),
     (r"system/allocator\.py", [("", "", "")]),
     (r"(run|system|cli|cost|results|train|testing)/.*", None),
     (r"\w+\.py", None),

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from upbench.contracts.backbone import Backbone
     from upbench.contracts.upsampler import Upsampler
 
+_DIGITS = 19
+"""Of the largest count in a checkpoint's metadata that is believed."""
+
 
 def load_method(
     name: str,
@@ -92,7 +95,14 @@ def load_resolved(
     agreed = dict(options or {})
     if state is not None:
         agreed = _agreed_options(cls, state, resolved, channels, agreed)
-    module = _build(cls, channels, seed, agreed)
+    try:
+        module = _build(cls, channels, seed, agreed)
+    except (TypeError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
+        if state is None or agreed == dict(options or {}):
+            raise
+        raise UpbenchError(
+            f"{_where(resolved)} states options that no '{cls.name}' can be built with: {_reason(error)}"
+        ) from error
     if state is not None:
         _load_strictly(module, state, resolved)
     elif resolved.name == "default" and any(True for _ in module.parameters()):
@@ -108,7 +118,7 @@ def read_state(cls: type[Upsampler], resolved: ResolvedWeights) -> dict[str, Ten
     Raises:
         UpbenchError: A file that cannot be read, is not a checkpoint, or that `convert_state` refuses.
     """
-    from upbench.system.checkpoint import read_checkpoint, state_of
+    from upbench.system.checkpoint.read import read_checkpoint, state_of
 
     if resolved.tensors is None and resolved.path is None:
         return None
@@ -117,10 +127,11 @@ def read_state(cls: type[Upsampler], resolved: ResolvedWeights) -> dict[str, Ten
     state = state_of(content, key, cls.name, _where(resolved))
     try:
         return dict(cls.convert_state(state))
-    except (KeyError, ValueError, IndexError, RuntimeError) as error:
-        text = " ".join(str(error).split())
+    except UpbenchError:
+        raise
+    except Exception as error:  # a plugin's own code, on whatever a file holds
         raise UpbenchError(
-            f"{_where(resolved)} is not a checkpoint of method '{cls.name}': {text}"
+            f"{_where(resolved)} is not a checkpoint of method '{cls.name}': {_reason(error)}"
         ) from error
 
 
@@ -128,25 +139,27 @@ def trained_options(cls: type[Upsampler], resolved: ResolvedWeights) -> dict[str
     """Constructor options that `upbench train` wrote into a checkpoint, of those that the method has."""
     import json
 
-    from upbench.system.checkpoint import read_metadata
+    from upbench.system.checkpoint.read import read_metadata
 
     noted = read_metadata(resolved.path) if resolved.path is not None else {}
     if noted.get("method") != cls.name:
         return {}
     try:
         options = json.loads(noted.get("options", "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UpbenchError(f"{_where(resolved)} has options in its metadata that are not JSON") from None
+    if not isinstance(options, dict):
+        raise UpbenchError(f"{_where(resolved)} has options in its metadata that are no mapping")
     return {name: value for name, value in options.items() if name in cls.option_names()}
 
 
 def images_seen(resolved: ResolvedWeights) -> int | None:
     """How many images a checkpoint was trained on, or None where it does not say (`upbench train` does)."""
-    from upbench.system.checkpoint import read_metadata
+    from upbench.system.checkpoint.read import read_metadata
 
     noted = read_metadata(resolved.path) if resolved.path is not None else {}
     text = noted.get("images_seen", "")
-    return int(text) if text.isdecimal() else None
+    return int(text) if text.isdecimal() and len(text) < _DIGITS else None
 
 
 def options_unlike_training(
@@ -208,9 +221,12 @@ def _agreed_options(
     where = _where(resolved)
     try:
         implied = dict(cls.options_from(state))
-    except (KeyError, IndexError, ValueError, RuntimeError) as error:
+    except UpbenchError:
+        raise
+    except Exception as error:  # as in `read_state`
         raise UpbenchError(
-            f"{where} is not a checkpoint of method '{cls.name}': no sizes can be read from it ({error})"
+            f"{where} is not a checkpoint of method '{cls.name}': no sizes can be read from it "
+            f"({_reason(error)})"
         ) from error
     tied = implied.pop("channels", None)
     if tied is None and resolved.entry is not None:
@@ -236,11 +252,22 @@ def _load_strictly(module: Upsampler, state: Mapping[str, Tensor], resolved: Res
     if wrong := [name for name in shared if state[name].shape != expected[name].shape]:
         texts = [f"{n} {list(state[n].shape)} instead of {list(expected[n].shape)}" for n in wrong]
         faults.append(f"has {_few(texts)}")
+    real = [name for name in shared if expected[name].is_floating_point()]
+    if odd := [name for name in real if not state[name].is_floating_point()]:
+        faults.append(f"has {_few(f'{name} of {state[name].dtype}' for name in odd)}")
     if faults:
         raise UpbenchError(f"{_where(resolved)} does not fit method '{module.name}': it {'; '.join(faults)}")
-    if bad := [name for name in shared if not torch.isfinite(state[name]).all()]:
+    if bad := [name for name in shared if not torch.isfinite(state[name].to(expected[name].dtype)).all()]:
         raise UpbenchError(f"{_where(resolved)} has values that are not finite in {_few(bad)}")
     module.load_state_dict(dict(state), strict=True)
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, with its type unless it is one of those that say it all."""
+    text = str(error)
+    return (
+        text if text and isinstance(error, (ValueError, RuntimeError)) else f"{type(error).__name__}: {text}"
+    )
 
 
 def _few(names: Iterable[str], most: int = 3) -> str:

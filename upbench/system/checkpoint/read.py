@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,37 +13,72 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from upbench.errors import UpbenchError
+from upbench.errors import UpbenchError, named
+from upbench.system.checkpoint.stated import Refused, check_stated
 
 # entries that trainers put a model's tensors under
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "weights", "params", "upsampler", "net")
 _PREFIXES = ("module.", "_orig_mod.")
+_DEEPEST = 8
+_EXPECTED = (SafetensorError, RuntimeError, ValueError, EOFError)  # what readers say of damaged files
+_HEAD = 64
+SAFETENSORS = "safetensors"
+
+
+def kind_of(path: Path) -> str | None:
+    """What a file is by its first bytes: "zip" (as `torch.save` writes), "pickle" (as it wrote before PyTorch
+    1.6), "safetensors", or None for anything else.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    if head.startswith(b"PK\x03\x04"):
+        return "zip"
+    if head.startswith(b"\x80"):
+        return "pickle"
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size:
+        return SAFETENSORS
+    return None
 
 
 def read_checkpoint(path: Path) -> Mapping[str, Any]:
     """The content of a checkpoint, on the CPU.
 
-    Pickles are read with `weights_only=True`: no code is run. Objects of classes that this does not know
-    become `Opaque`, such as the configuration that JAFAR's training saves beside the tensors.
+    Pickles are read with `weights_only=True`: no code is run. Before that the sizes that they state are held
+    against the file's (see `stated`). Objects of classes that this does not know become `Opaque`, such as the
+    configuration that JAFAR's training saves beside the tensors.
+
+    A file is safetensors where its name or its first bytes say so.
 
     Raises:
-        UpbenchError: The file is corrupt, truncated, or holds something else.
+        UpbenchError: The file is corrupt, truncated, states sizes that it cannot have, or holds something
+            else.
     """
     try:
-        if path.suffix.lower() == ".safetensors":
+        kind = kind_of(path)
+        if kind == SAFETENSORS or path.suffix.lower() == f".{SAFETENSORS}":
             content: Any = load_file(path, device="cpu")
+        elif kind is None:
+            raise UpbenchError(f"checkpoint {path} is corrupt or truncated ({_first_bytes(path)})")
         else:
+            check_stated(path)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about old formats; they say nothing of the content
                 content = _load_pickle(path)
-    except (SafetensorError, zipfile.BadZipFile, EOFError, RuntimeError, ValueError, KeyError) as error:
-        raise UpbenchError(f"checkpoint {path} is corrupt or truncated ({_first_line(error)})") from error
+    except UpbenchError:
+        raise
+    except Refused as error:
+        raise UpbenchError(f"checkpoint {path} is refused: {error}") from error
     except pickle.UnpicklingError as error:
         raise UpbenchError(
             f"checkpoint {path} is corrupt, or holds more than tensors and plain values"
         ) from error
     except OSError as error:
         raise UpbenchError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
+    except Exception as error:  # a damaged pickle may lead to any; which one it was is said
+        raise UpbenchError(f"checkpoint {path} is corrupt or truncated ({_first_line(error)})") from error
     if not isinstance(content, Mapping):
         raise UpbenchError(f"checkpoint {path} holds a {type(content).__name__}, not a mapping of tensors")
     return content
@@ -85,7 +119,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     try:
         with safe_open(path, "pt") as file:
             return dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # as for the content
         raise UpbenchError(f"checkpoint {path} is corrupt or truncated ({_first_line(error)})") from error
 
 
@@ -105,11 +139,7 @@ def state_of(content: Mapping[str, Any], key: str | None, method: str, where: st
         content = content[key]
     else:
         content = _unwrapped(content, method)
-    if not content:
-        raise UpbenchError(f"{where} is empty")
-    for name, value in content.items():
-        if not isinstance(value, Tensor):
-            raise UpbenchError(f"{where} is not a mapping of tensors: '{name}' is a {type(value).__name__}")
+    check_tensors(content, where)
     state = dict(content)
     for prefix in _PREFIXES:
         if all(name.startswith(prefix) for name in state):
@@ -117,14 +147,51 @@ def state_of(content: Mapping[str, Any], key: str | None, method: str, where: st
     return state
 
 
+def check_tensors(content: Mapping[Any, Any], where: str) -> None:
+    """Whether a mapping is one of names to dense tensors.
+
+    Args:
+        content: The mapping.
+        where: What it is called in errors.
+
+    Raises:
+        UpbenchError: It is not, or is empty.
+    """
+    if not content:
+        raise UpbenchError(f"{where} is empty")
+    for name, value in content.items():
+        if not isinstance(name, str):
+            raise UpbenchError(f"{where} is not a mapping of tensors: {named(repr(name))} is no name of one")
+        if not isinstance(value, Tensor):
+            kind = type(value).__name__
+            raise UpbenchError(f"{where} is not a mapping of tensors: {named(name)} is a {kind}")
+        if value.layout != torch.strided or value.is_quantized or value.is_nested or value.is_meta:
+            raise UpbenchError(f"{where} holds a tensor that is not dense: {named(name)}")
+
+
 def _unwrapped(content: Mapping[str, Any], method: str) -> Mapping[str, Any]:
-    for name in (*_WRAPPERS, method):
-        inner = content.get(name)
-        if isinstance(inner, Mapping):
-            return _unwrapped(inner, method)
+    for _ in range(_DEEPEST):  # a mapping may hold itself
+        inner = next((content[n] for n in (*_WRAPPERS, method) if isinstance(content.get(n), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
     return content
 
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__
+    kind = type(error).__name__
+    if not lines:
+        return kind
+    return lines[0][:160] if isinstance(error, _EXPECTED) else f"{kind}: {lines[0][:160]}"
+
+
+def _first_bytes(path: Path) -> str:
+    """What a file that is no checkpoint is instead, as far as its first bytes say."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    if not head:
+        return "it is empty"
+    if head.lstrip()[:1] == b"<":
+        return "it is a web page: a portal's or a login's"
+    return f"it begins with {head[:8]!r}"
