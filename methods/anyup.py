@@ -68,12 +68,14 @@ class AnyUp(Upsampler):
         "paper": Weights(
             f"{_RELEASES}/checkpoint/anyup_paper.pth",
             sha256="9d035c0f27114a6f32bdd3d8ed93b6cd39dad4b8f8bf94e69fddbfbf022901b2",
+            size=3_540_612,
             license="CC-BY-4.0",
             notes="official release, as in the paper",
         ),
         "multi_backbone": Weights(
             f"{_RELEASES}/checkpoint_v2/anyup_multi_backbone.pth",
             sha256="b6cc407da8986c7e5c9098e61f7531767a9aca8fff20a1bc6c99d488e61aac59",
+            size=3_541_624,
             license="CC-BY-4.0",
             notes="official release, trained on features of several backbones",
         ),

@@ -67,6 +67,8 @@ class NAF(Upsampler):
         ),
         "release": Weights(
             "https://github.com/valeoai/NAF/releases/download/model/naf_release.pth",
+            sha256="c096c1ab2217a5c3ac136365f721685e2201379cb69d509cfb0261183847c98f",
+            size=2_664_431,
             license="Apache-2.0",
             notes="official release; for any backbone",
         ),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,34 +18,84 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import upbench.system.download as downloads
 from upbench.contracts.upsampler import Upsampler
 from upbench.contracts.weights import Weights
 from upbench.errors import UpbenchError
-from upbench.system.cache import cache_dir, replacing, safe_name, sha256_file
+from upbench.system.cache import sha256_file
 from upbench.system.download import download
 from upbench.weights.load import load_method
-from upbench.weights.resolve import resolve
+from upbench.weights.resolve import list_weights, resolve
 
 CONTENT = bytes(range(256)) * 5000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
+HALF = len(CONTENT) // 2
+
+
 class Handler(BaseHTTPRequestHandler):
-    """Serves `CONTENT`; other paths cut it short, answer late errors, or find nothing."""
+    """Serves `CONTENT`; other paths cut it short, send too much, lead elsewhere, or find nothing."""
 
     def __init__(self, requests: list[str], *args: object) -> None:
         self.requests = requests
         super().__init__(*args)  # type: ignore[arg-type]
 
     def do_GET(self) -> None:
+        first = self.requests.count(self.path) == 0
         self.requests.append(self.path)
-        if self.path.startswith("/missing"):
+        place = self.path.removeprefix("/").partition(".")[0]
+        if place == "missing":
             self.send_error(404)
-            return
+        elif place in ("leads", "circle"):
+            self.send_response(302)
+            self.send_header("Location", "/w.pth" if place == "leads" else self.path)
+            self.end_headers()
+        elif place == "resumed":
+            self.resumed(first, tag='"a"')
+        elif place == "changed":  # between the two requests
+            self.resumed(first, tag='"a"' if first else '"b"')
+        elif place == "weak":
+            self.resumed(first, tag='W/"a"')
+        elif place == "never":
+            self.resumed(True, tag='"a"')
+        elif place == "gone":  # what came before is more than there is now
+            self.resumed(first, tag='"a"', beyond=not first)
+        elif place == "elsewhere":
+            self.resumed(first, tag='"a"', shift=1)
+        else:
+            self.plain(place)
+
+    def plain(self, place: str) -> None:
+        body = {"page": b"\n<html>log in</html>", "empty": b"", "text": b"oops"}.get(place, CONTENT)
         self.send_response(200)
-        self.send_header("Content-Length", str(len(CONTENT)))
+        if place not in ("unsaid", "endless"):
+            length = {"huge": 1 << 50, "long": HALF}.get(place, len(body))
+            self.send_header("Content-Length", str(length))
         self.end_headers()
-        self.wfile.write(CONTENT[: len(CONTENT) // 2] if self.path.startswith("/short") else CONTENT)
+        self.wfile.write(body[:HALF] if place == "short" else body)
+        while place == "endless":
+            self.wfile.write(body)
+
+    def resumed(self, broken: bool, tag: str, beyond: bool = False, shift: int = 0) -> None:
+        """A server that knows parts; where `broken`, the connection ends before the file does."""
+        asked = self.headers.get("Range", "")
+        start = int(asked[6:-1]) if asked and self.headers.get("If-Range") == tag else 0
+        if beyond and start:
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        self.send_header("ETag", tag)
+        self.send_header("Content-Length", str(len(CONTENT) - start))
+        if start:
+            self.requests[-1] += f" from {start}"
+            self.send_header("Content-Range", f"bytes {start + shift}-{len(CONTENT) - 1}/{len(CONTENT)}")
+        self.end_headers()
+        self.wfile.write(CONTENT[start : start + 300_000] if broken else CONTENT[start:])
+
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # who is sent too much hangs up
+            super().handle()
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -124,6 +176,181 @@ def test_bad_downloads_keep_nothing(server: str, tmp_path: Path, path: str, opti
     only(tmp_path)
 
 
+def test_the_advice_about_another_file_works(server: str, tmp_path: Path):
+    """What a message says is done to the letter, and then it goes on."""
+    path, pin = tmp_path / "w.pth", tmp_path / "w.pth.sha256"
+    pin.write_text("1" * 64 + "\n")  # of what was there when it was first downloaded
+    with pytest.raises(UpbenchError) as caught:
+        download(f"{server}/w.pth", path)
+    advice = f"expected {'1' * 64} as on the first download; to take what is there now, delete {pin}"
+    assert advice in str(caught.value)
+    only(tmp_path, "w.pth.sha256")
+    pin.unlink()
+    assert download(f"{server}/w.pth", path) == SHA256
+    path.write_bytes(b"tampered")
+    with pytest.raises(UpbenchError, match=r"w\.pth has sha256 .*; delete it to download it again"):
+        download(f"{server}/w.pth", path)
+    path.unlink()
+    assert download(f"{server}/w.pth", path) == SHA256
+
+
+@pytest.mark.parametrize("note", [b"", b"\xff\xfe", b"0" * 63, b"x" * 64, b"0" * 5000])
+def test_a_damaged_pin_is_not_believed(server: str, tmp_path: Path, note: bytes):
+    path, pin = tmp_path / "w.pth", tmp_path / "w.pth.sha256"
+    download(f"{server}/w.pth", path)
+    pin.write_bytes(note)
+    with pytest.raises(UpbenchError) as caught:
+        download(f"{server}/w.pth", path)
+    assert str(pin)[-30:] in str(caught.value)
+    assert "\n" not in str(caught.value)
+    if len(note) < 1000:
+        assert "is damaged" in str(caught.value)
+        assert "delete it and the file beside it to download anew" in str(caught.value)
+    pin.unlink()
+    path.unlink()
+    assert download(f"{server}/w.pth", path) == SHA256
+
+
+def no_page(path: Path) -> None:
+    if path.read_bytes() != CONTENT:
+        raise UpbenchError(f"checkpoint {path} is corrupt or truncated (it is a web page)")
+
+
+@pytest.mark.parametrize("place", ["page", "empty", "text"])
+def test_a_wrong_first_answer_is_not_pinned(server: str, tmp_path: Path, place: str):
+    path = tmp_path / "w.pth"
+    with pytest.raises(
+        UpbenchError, match=r"gave something else: it is corrupt .*; nothing was kept"
+    ) as caught:
+        download(f"{server}/{place}.pth", path, check=no_page)
+    assert ".part" not in str(caught.value)
+    only(tmp_path)
+    assert download(f"{server}/w.pth", path, check=no_page) == SHA256
+    only(tmp_path, "w.pth", "w.pth.sha256")
+
+
+def test_a_file_that_was_put_there_is_checked_before_it_is_pinned(server: str, tmp_path: Path):
+    path = tmp_path / "w.pth"
+    path.write_bytes(b"<html>")
+    with pytest.raises(
+        UpbenchError, match=r"is something else: it is corrupt .*; delete it to download it again"
+    ):
+        download(f"{server}/w.pth", path, check=no_page)
+    only(tmp_path, "w.pth")
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UpbenchError, match="is not a file; delete it to download it again"):
+        download(f"{server}/w.pth", path, check=no_page)
+    path.unlink()
+    path.write_bytes(CONTENT)
+    assert download(f"{server}/w.pth", path, check=no_page) == SHA256
+    only(tmp_path, "w.pth", "w.pth.sha256")
+
+
+@pytest.mark.parametrize(
+    ("place", "size", "text"),
+    [
+        ("long", None, "gives more than the 640,000 bytes|gave 640000 bytes"),  # http.client reads no more
+        ("unsaid", 1000, "gives more than the 1,000 bytes that it may have"),
+        ("endless", 1_000_000, "gives more than the 1,000,000 bytes that it may have"),
+        ("endless", None, "gives more than the 2,000,000 bytes that it may have"),
+        ("huge", None, r"promises 1,125,899,906,842,624 bytes, more than 2,000,000"),
+        ("huge", 1000, "gave 1125899906842624 bytes, expected 1000"),
+    ],
+)
+def test_no_more_is_taken_than_was_promised(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, size: int | None, text: str
+):
+    monkeypatch.setattr(downloads, "LARGEST", 2_000_000)
+    if place == "long":
+        assert download(f"{server}/{place}.pth", tmp_path / "w.pth", size=size) != SHA256
+        assert (tmp_path / "w.pth").stat().st_size == HALF
+        return
+    with pytest.raises(UpbenchError, match=text):
+        download(f"{server}/{place}.pth", tmp_path / "w.pth", size=size)
+    only(tmp_path)
+
+
+def test_without_a_promise_all_that_comes_is_taken(server: str, tmp_path: Path):
+    assert download(f"{server}/unsaid.pth", tmp_path / "w.pth") == SHA256
+
+
+def test_redirects(server: str, tmp_path: Path):
+    """From http anywhere; from https to https alone."""
+    assert download(f"{server}/leads.pth", tmp_path / "w.pth") == SHA256
+    with pytest.raises(UpbenchError, match="could not download"):
+        download(f"{server}/circle.pth", tmp_path / "other.pth")
+    handler = downloads._Redirects()
+    request = urllib.request.Request("https://example.org/w.pth")
+    for target in ("http://example.org/w.pth", "ftp://example.org/w.pth", "HTTP://example.org/"):
+        with pytest.raises(urllib.error.URLError, match=r"it leads from https to .*, which is refused"):
+            handler.redirect_request(request, None, 302, "Found", {}, target)
+    found = handler.redirect_request(request, None, 302, "Found", {}, "https://elsewhere.org/w.pth")
+    assert found is not None
+    assert found.full_url == "https://elsewhere.org/w.pth"
+
+
+@pytest.mark.parametrize(
+    ("place", "asked"),
+    [
+        ("resumed", ["/resumed.pth", "/resumed.pth from 300000"]),
+        ("changed", ["/changed.pth", "/changed.pth"]),
+        ("gone", ["/gone.pth", "/gone.pth", "/gone.pth"]),
+    ],
+)
+def test_a_broken_connection_goes_on(
+    server: str, requests: list[str], tmp_path: Path, place: str, asked: list[str]
+):
+    assert download(f"{server}/{place}.pth", tmp_path / "w.pth", sha256=SHA256) == SHA256
+    assert (tmp_path / "w.pth").read_bytes() == CONTENT
+    assert requests == asked
+    only(tmp_path, "w.pth")
+
+
+def test_the_next_call_goes_on(server: str, requests: list[str], tmp_path: Path):
+    path = tmp_path / "w.pth"
+    with pytest.raises(UpbenchError, match="900,000 bytes are kept for the next attempt"):
+        download(f"{server}/never.pth", path)
+    only(tmp_path, ".w.pth.part", ".w.pth.part.json")
+    assert (tmp_path / ".w.pth.part").read_bytes() == CONTENT[:900_000]
+    assert download(f"{server}/never.pth", path) == SHA256
+    assert requests[-1] == "/never.pth from 1200000"
+    only(tmp_path, "w.pth", "w.pth.sha256")
+
+
+def test_parts_that_cannot_be_gone_on_with_are_not_kept(server: str, requests: list[str], tmp_path: Path):
+    """Of another address, with damaged notes, or of a server that does not name the state of a file."""
+    path = tmp_path / "w.pth"
+    with pytest.raises(UpbenchError, match=r"gave 300000 bytes, expected 1280000|IncompleteRead"):
+        download(f"{server}/weak.pth", path)
+    only(tmp_path)
+    (tmp_path / ".w.pth.part").write_bytes(b"x" * 1000)
+    (tmp_path / ".w.pth.part.json").write_text('{"url": "http://elsewhere", "validator": "a"}')
+    assert download(f"{server}/w.pth", path) == SHA256
+    path.unlink()
+    (tmp_path / ".w.pth.part").write_bytes(b"x" * 1000)
+    (tmp_path / ".w.pth.part.json").write_bytes(b"\xff[")
+    assert download(f"{server}/w.pth", path) == SHA256
+    only(tmp_path, "w.pth", "w.pth.sha256")
+    path.unlink()
+    with pytest.raises(UpbenchError, match="gave another part than was asked for; nothing was kept"):
+        download(f"{server}/elsewhere.pth", path)
+    only(tmp_path, "w.pth.sha256")
+
+
+@pytest.mark.skipif(downloads.fcntl is None, reason="a system without locks")
+def test_two_at_once_do_not_share_a_part(server: str, tmp_path: Path):
+    path = tmp_path / "w.pth"
+    with downloads._Part(path, "a") as first:
+        first.begin('"x"')
+        first.file.write(b"mine")
+        assert download(f"{server}/w.pth", path) == SHA256
+        assert first.path.read_bytes() in (b"", b"mine")
+        only(tmp_path, "w.pth", "w.pth.sha256", ".w.pth.part", ".w.pth.part.json")
+        first.discard()
+    only(tmp_path, "w.pth", "w.pth.sha256")
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/w.pth", "file:///nowhere/w.pth", "nonsense://x/w.pth"])
 def test_unreachable(url: str, tmp_path: Path):
     with pytest.raises(UpbenchError, match=r"could not download toy:a from .*UPBENCH_WEIGHTS") as info:
@@ -173,70 +400,27 @@ def test_remote_entry_of_a_method(
         load_method("toy", "a")
 
 
-# -------------------- files that are whole or not there --------------------
+def test_a_portals_page_is_not_pinned_as_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: str
+):
+    """The first answer has to be a checkpoint that can be read; then it is pinned, and the list says so."""
+    torch.save({"bias": torch.ones(3)}, tmp_path / "w.pth")
+    monkeypatch.setenv("UPBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(Upsampler.registered, "toy", Toy)
+    cached = tmp_path / "cache" / "weights" / "toy"
 
+    def checked(url: str) -> str:
+        monkeypatch.setattr(Toy, "weights", {"a": Weights(url, filename="w.pth")})
+        return next(row.checked for row in list_weights() if row.method == "toy")
 
-def test_replacing(tmp_path: Path):
-    path = tmp_path / "f.txt"
-    path.write_text("old")
-    with replacing(path) as temporary:
-        temporary.write_text("new")
-        assert path.read_text() == "old"
-    assert path.read_text() == "new"
-    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:  # noqa: PT012
-        temporary.write_text("half")
-        raise KeyboardInterrupt
-    assert path.read_text() == "new"
-    only(tmp_path, "f.txt")
-
-
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_replacing_cleans_up_after_killed_writers(tmp_path: Path):
-    child = os.fork()
-    if child == 0:
-        with replacing(tmp_path / "f.txt") as temporary:
-            temporary.write_text("half")
-            os._exit(9)  # as kill -9: nothing below runs
-    os.waitpid(child, 0)
-    assert len(list(tmp_path.iterdir())) == 1
-    with replacing(tmp_path / "f.txt") as mine, replacing(tmp_path / "f.txt") as other:
-        mine.write_text("mine")  # a living writer's file is left alone
-        other.write_text("other")
-    assert (tmp_path / "f.txt").read_text() == "mine"
-    only(tmp_path, "f.txt")
-
-
-@pytest.mark.parametrize(
-    ("code", "text"), [(errno.ENOSPC, "disk full: cannot write"), (errno.EROFS, "cannot write .*Read-only")]
-)
-def test_replacing_says_what_the_disk_says(tmp_path: Path, code: int, text: str):
-    with pytest.raises(UpbenchError, match=text), replacing(tmp_path / "f.txt"):
-        raise OSError(code, os.strerror(code))
-    only(tmp_path)
-
-
-def test_replacing_leaves_errors_of_other_files_alone(tmp_path: Path):
-    with pytest.raises(FileNotFoundError), replacing(tmp_path / "f.txt"):
-        (tmp_path / "other.txt").read_text()
-
-
-def test_missing_folder(tmp_path: Path):
-    with pytest.raises(UpbenchError, match="cannot write"), replacing(tmp_path / "no" / "f.txt") as temporary:
-        temporary.write_text("x")
-
-
-def test_cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("UPBENCH_CACHE", str(tmp_path / "c"))
-    assert cache_dir("a", "b") == tmp_path / "c" / "a" / "b"
-    assert (tmp_path / "c" / "a" / "b").is_dir()
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("UPBENCH_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UpbenchError, match=r"cannot create cache folder .*; set UPBENCH_CACHE"):
-        cache_dir("a")
-    monkeypatch.delenv("UPBENCH_CACHE")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_dir() == tmp_path / ".cache" / "upbench"
-
-
-def test_safe_name():
-    assert safe_name("folder:/a b/ü") == "folder_a_b_"
+    assert checked(f"{server}/page.pth") == "pinned on first download"
+    with pytest.raises(UpbenchError, match="it is a web page: a portal's or a login's"):
+        load_method("toy", "a")
+    assert list(cached.iterdir()) == []
+    assert checked((tmp_path / "w.pth").as_uri()) == "pinned on first download"
+    assert load_method("toy", "a").bias.tolist() == [1, 1, 1]  # type: ignore[union-attr, operator]
+    only(cached, "w.pth", "w.pth.sha256")
+    assert checked(f"{server}/page.pth") == "pinned"
+    assert load_method("toy", "a").bias.tolist() == [1, 1, 1]  # type: ignore[union-attr, operator]
+    monkeypatch.setattr(Toy, "weights", {"a": Weights(f"{server}/w.pth", sha256=SHA256)})
+    assert next(row.checked for row in list_weights() if row.method == "toy") == "sha256"

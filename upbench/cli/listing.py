@@ -161,6 +161,7 @@ def _weights() -> Iterable[Row]:
             "weights": f"{item.method}:{item.name}",
             "default": item.default,
             "place": item.place,
+            "checked": item.checked,
             "backbone": item.entry.backbone or "any",
             "channels": item.entry.channels,
             "license": item.entry.license,

@@ -19,8 +19,9 @@ class Weights:
 
     Attributes:
         source: A file in `upbench/checkpoints`, an absolute path, or a URL (https, http, file).
-        sha256: Of the file, in hexadecimal. None for a URL whose hash is not known: that of the first
-            download is then noted beside the file, and every later use must be equal.
+        sha256: Of the file, in hexadecimal. None for a URL whose hash is not known: the first download, which
+            has to be a checkpoint, is then pinned: its hash is noted beside it, and every later use must be
+            equal.
         filename: Name of the file in the cache and in `$UPBENCH_WEIGHTS`; the last part of `source` if empty.
         size: Bytes of the file.
         license: License of the weights.

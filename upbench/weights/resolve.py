@@ -1,5 +1,8 @@
-"""Where a method's checkpoint comes from: a file that ships with the package, one that is downloaded once and
-checked against its sha256, a path, or a mapping of tensors. Imports no torch.
+"""Where a method's checkpoint comes from: a file that ships with the package, one that is downloaded once, a
+path, or a mapping of tensors. Imports no torch.
+
+A file is checked against its sha256 where that is known. Where it is not, the first download has to be a
+checkpoint that can be read, and its sha256 is noted and holds from then on.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ from upbench.contracts.weights import Weights, weights_fingerprint
 from upbench.errors import UpbenchError, unknown
 from upbench.registry import plugins
 from upbench.system.cache import cache_dir, sha256_file
-from upbench.system.download import download
+from upbench.system.download import download, pin_of
+from upbench.system.reading import is_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,6 +59,8 @@ class ListedWeights:
         place: "packaged", "cached" (downloaded), "local" (in `$UPBENCH_WEIGHTS`), "remote", "by hand" (see
             `Weights.by_hand`) or "missing".
         entry: The rest.
+        checked: How the file is known to be the right one: "sha256", "pinned on first download", "pinned"
+            (downloaded before, and noted), or "not checked" (no sha256 is known, and it is not downloaded).
     """
 
     method: str
@@ -62,6 +68,7 @@ class ListedWeights:
     default: bool
     place: str
     entry: Weights
+    checked: str = ""
 
 
 def resolve(
@@ -73,6 +80,9 @@ def resolve(
         UpbenchError: Unknown name, missing file, failed download, or a sha256 that differs.
     """
     if isinstance(weights, Mapping):
+        from upbench.system.checkpoint.read import check_tensors
+
+        check_tensors(weights, "the mapping of tensors")
         return ResolvedWeights("mapping", sha256=weights_fingerprint(weights), tensors=weights)
     if isinstance(weights, str):
         if weights == "default" and cls.default_weights is None:
@@ -90,7 +100,7 @@ def resolve(
     path = Path(os.fspath(weights)).expanduser()
     if path.suffix.lower() not in SUFFIXES:
         raise UpbenchError(f"checkpoint {path} must end in one of {', '.join(SUFFIXES)}")
-    if not path.is_file():
+    if not is_file(path):
         raise UpbenchError(f"checkpoint not found: {path}")
     return ResolvedWeights(str(path), path, sha256_file(path))
 
@@ -123,21 +133,21 @@ def list_weights() -> list[ListedWeights]:
     rows = []
     for method, cls in plugins("method").items():
         for name, entry in cls.weights.items():
-            rows.append(
-                ListedWeights(method, name, name == cls.default_weights, _place(method, entry), entry)
-            )
+            place = _place(method, entry)
+            how = _how_checked(method, entry, place)
+            rows.append(ListedWeights(method, name, name == cls.default_weights, place, entry, how))
     return rows
 
 
 def _looks_like_path(text: str) -> bool:
-    return Path(text).suffix.lower() in SUFFIXES or os.sep in text or "/" in text or Path(text).is_file()
+    return Path(text).suffix.lower() in SUFFIXES or os.sep in text or "/" in text or is_file(Path(text))
 
 
 def _local(entry: Weights) -> Path | None:
     """The file as `$UPBENCH_WEIGHTS` has it, or None."""
     folder = os.environ.get("UPBENCH_WEIGHTS")
     path = Path(folder).expanduser() / entry.file if folder else None
-    return path if path is not None and path.is_file() else None
+    return path if path is not None and is_file(path) else None
 
 
 def _place(method: str, entry: Weights) -> str:
@@ -146,8 +156,27 @@ def _place(method: str, entry: Weights) -> str:
     if entry.by_hand:
         return "by hand"
     if entry.remote:
-        return "cached" if _cached(method, entry).is_file() else "remote"
-    return "packaged" if (CHECKPOINTS / entry.source).is_file() else "missing"
+        return "cached" if is_file(_cached(method, entry)) else "remote"
+    return "packaged" if is_file(CHECKPOINTS / entry.source) else "missing"
+
+
+def _how_checked(method: str, entry: Weights, place: str) -> str:
+    if entry.sha256:
+        return "sha256"
+    if place == "cached":
+        return "pinned" if is_file(pin_of(_cached(method, entry))) else "pinned on next use"
+    return "pinned on first download" if place == "remote" else "not checked"
+
+
+def _is_checkpoint(path: Path) -> None:
+    """Whether a file that nobody knows the hash of is a checkpoint.
+
+    Raises:
+        UpbenchError: It cannot be read as one.
+    """
+    from upbench.system.checkpoint.read import read_checkpoint
+
+    read_checkpoint(path)
 
 
 def _cached(method: str, entry: Weights) -> Path:
@@ -165,9 +194,12 @@ def _locate(method: str, name: str, entry: Weights) -> tuple[Path, str]:
         )
     if local is None and entry.remote:
         path = _cached(method, entry)
-        return path, download(entry.source, path, sha256=entry.sha256, size=entry.size, label=label)
+        found = download(
+            entry.source, path, sha256=entry.sha256, size=entry.size, label=label, check=_is_checkpoint
+        )
+        return path, found
     path = local or CHECKPOINTS / entry.source
-    if not path.is_file():
+    if not is_file(path):
         raise UpbenchError(f"file of {label} not found: {path}")
     found = sha256_file(path)
     if entry.sha256 is not None and found != entry.sha256:
