@@ -112,7 +112,7 @@ def test_skipped_and_failed_cells_stand_in_the_table_with_their_reasons():
     assert shown["Raysup", "seg/miou"] == "failed [2]"
     assert table.footnotes == ["Jbu, seg: only 16x", "Raysup, seg: ValueError: boom"]
     text = render([record("raysup", status="failed", reason="a | b")])
-    assert "[1] Raysup, seg: a | b" in text
+    assert r"[1] Raysup, seg: a \| b" in text
 
 
 def test_no_cell_is_lost():

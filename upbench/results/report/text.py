@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Sequence
 
+from upbench.results.report import marks
 from upbench.results.report.model import Table
 
 
@@ -16,43 +17,36 @@ def markdown(tables: Sequence[Table]) -> str:
 
 
 def _markdown(table: Table) -> str:
-    head = ["Method", *(column.header for column in table.columns)]
+    head = ["Method", *(marks.markdown(column.header) for column in table.columns)]
     body = []
     for row in table.rows:
-        line = [row.label]
+        line = [marks.markdown(row.label)]
         for column in table.columns:
             value = table.value(row, column)
             text = value.format(column)
             line.append(f"**{text}**" if value.best else text)
         body.append(line)
-    widths = [max(len(_escape(line[i])) for line in (head, *body)) for i in range(len(head))]
+    widths = [max(len(line[i]) for line in (head, *body)) for i in range(len(head))]
 
     def write(line: Sequence[str]) -> str:
-        first, *rest = (_escape(text) for text in line)
+        first, *rest = line
         cells = [first.ljust(widths[0]), *(text.rjust(w) for text, w in zip(rest, widths[1:], strict=True))]
         return f"| {' | '.join(cells)} |"
 
     rule = f"|{'-' * (widths[0] + 2)}|" + "".join(f"{'-' * (width + 1)}:|" for width in widths[1:])
-    lines = [f"### {_line(table.title)}", "", write(head), rule, *map(write, body)]
+    lines = [f"### {marks.markdown(table.title)}", "", write(head), rule, *map(write, body)]
     if table.footnotes:
-        lines += ["", *(f"[{number}] {_line(text)}  " for number, text in enumerate(table.footnotes, 1))]
+        lines += ["", *(f"[{n}] {marks.markdown(text)}  " for n, text in enumerate(table.footnotes, 1))]
     if table.notes:
-        lines += ["", *(f"- {_line(note)}" for note in table.notes)]
+        lines += ["", *(f"- {marks.markdown_note(note)}" for note in table.notes)]
     return "\n".join(lines)
-
-
-def _escape(text: str) -> str:
-    return _line(text).replace("|", "\\|")
-
-
-def _line(text: str) -> str:
-    return " ".join(text.splitlines())
 
 
 def comma_separated(tables: Sequence[Table]) -> str:
     """One line a method and table; numbers as they were measured, with their standard deviations beside them.
 
-    A skipped or failed cell has no numbers and says so in the column `remarks`.
+    A skipped or failed cell has no numbers and says so in the column `remarks`. Text that a spreadsheet would
+    take for a formula begins with a `'`.
     """
     facts = list(dict.fromkeys(name for table in tables for name in table.facts))
     keys = list(dict.fromkeys(column.key for table in tables for column in table.columns))
@@ -66,11 +60,12 @@ def comma_separated(tables: Sequence[Table]) -> str:
         head += [f"{key}_std"] if key in spreads else []
         head += [f"{key}_low", f"{key}_high"] if key in ranges else []
     out = io.StringIO()
-    writer = csv.DictWriter(out, [*head, "remarks"], restval="", lineterminator="\n")
-    writer.writeheader()
+    head += ["remarks"]
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(map(marks.cell, head))
     for table in tables:
         for row in table.rows:
-            line = {**table.facts, "method": row.label}
+            line = {name: marks.cell(value) for name, value in {**table.facts, "method": row.label}.items()}
             remarks = []
             for key, value in row.values.items():
                 if value.text:
@@ -81,10 +76,8 @@ def comma_separated(tables: Sequence[Table]) -> str:
                     line[f"{key}_std"] = _number(value.std)
                 if key in ranges and value.interval:
                     line[f"{key}_low"], line[f"{key}_high"] = map(_number, value.interval)
-            line["remarks"] = "; ".join(dict.fromkeys([*remarks, *row.warnings]))
-            writer.writerow(
-                {name: value for name, value in line.items() if name in head or name == "remarks"}
-            )
+            line["remarks"] = marks.cell("; ".join(dict.fromkeys([*remarks, *row.warnings])))
+            writer.writerow([line.get(name, "") for name in head])
     return out.getvalue()
 
 
