@@ -113,7 +113,7 @@ def export(
     resolved = resolve(type(loaded), weights)
     entry = resolved.entry
     about = {
-        "weights": resolved.name,
+        "weights": resolved.name if entry or resolved.path is None else resolved.path.name,
         "weights_sha256": resolved.sha256,
         "weights_license": entry.license if entry else "",
         "backbone": backbone or (entry.backbone if entry else ""),
@@ -250,6 +250,9 @@ def _write_pt2(module: Any, inputs: tuple[Tensor, Tensor], metadata: Mapping[str
     import torch
 
     program = torch.export.export(module, inputs, strict=False)
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # paths of this machine
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(dict(metadata))})
     return buffer.getvalue()
@@ -269,6 +272,9 @@ def _write_onnx(module: Any, inputs: tuple[Tensor, Tensor], metadata: Mapping[st
     )
     assert program is not None
     proto = program.model_proto
+    for nodes in (proto.graph.node, *(function.node for function in proto.functions)):
+        for node in nodes:
+            del node.metadata_props[:]  # where in which file of this machine each was made
     for key, value in metadata.items():
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value)

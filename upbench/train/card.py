@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from upbench.errors import printable
 from upbench.system.progress import duration
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def model_card(
         "Method": config.method,
         **({"Options": _options(config)} if config.options else {}),
         "Backbone": ", ".join(config.backbone),
-        "Photos": ", ".join(Path(folder).as_posix() for folder in config.images),
+        "Photos": ", ".join(Path(folder).name for folder in config.images),
         "Licence of the photos": "(to be filled in)",
         "Licence of the weights": "(to be filled in)",
         "Recipe": f"{config.views.recipe}: {_recipe(config)}",
@@ -48,12 +49,17 @@ def model_card(
         "Time": f"{duration(result.seconds)}, {machine['threads']} threads",
         "Machine": machine["gpu"] or machine["cpu"],
         "Versions": ", ".join(f"{name} {version}" for name, version in machine["packages"].items()),
-        "Command": f"`{config.command()}`",
+        "Command": f"`{config.command(published=True)}`",
         "sha256": f"`{result.sha256}`",
     }
     lines = [f"# {Path(config.out).stem}", "", "| | |", "|---|---|"]
-    lines += [f"| {name} | {value} |" for name, value in facts.items()]
+    lines += [f"| {name} | {_entry(value)} |" for name, value in facts.items()]
     return "\n".join([*lines, "", "## Curve", "", *_curve(curve), ""])
+
+
+def _entry(value: object) -> str:
+    """A value in a table: names of folders and options are the user's, and must not end the entry."""
+    return printable(value).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _options(config: TrainConfig) -> str:
@@ -80,7 +86,7 @@ def _recipe(config: TrainConfig) -> str:
 def _validation(config: TrainConfig, result: TrainResult) -> str:
     if result.val_cosine is None or result.val_bilinear is None:
         return "not measured"
-    folders = ", ".join(Path(folder).as_posix() for folder in config.val_images)
+    folders = ", ".join(Path(folder).name for folder in config.val_images)
     return (
         f"cosine similarity {result.val_cosine:.4f}, bilinear {result.val_bilinear:.4f} "
         f"({config.val_views} photos of {folders})"

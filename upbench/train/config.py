@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,8 +168,15 @@ class TrainConfig:
         """What a resumed run must have in common with its checkpoint: all that changes the result."""
         return {k: v for k, v in json.loads(json.dumps(asdict(self))).items() if k not in _FREE}
 
-    def command(self) -> str:
-        """The command line that repeats the run (defaults left out)."""
+    def command(self, published: bool = False) -> str:
+        """The command line that repeats the run (defaults left out).
+
+        Args:
+            published: Whether files and folders are named without where they lie, for those who read the
+                weights' card and metadata: a path tells of a machine and its user.
+        """
+        if published:
+            return replace(self, **{name: _names(getattr(self, name)) for name in _PLACES}).command()
         words = ["upbench", "train", self.method]
         words += [w for name in self.backbone for w in ("--backbone", name)]
         words += [w for folder in self.images for w in ("--images", folder)]
@@ -182,6 +189,16 @@ class TrainConfig:
             if name not in told and value != plain[name]:
                 words += [w for v in _values(value) for w in (f"--{name.replace('_', '-')}", v)]
         return shlex.join(words)
+
+
+_PLACES = ("images", "val_images", "out", "init")
+
+
+def _names(places: str | tuple[str, ...]) -> Any:
+    """The last part of paths."""
+    if isinstance(places, str):
+        return Path(places).name or places
+    return tuple(Path(place).name or place for place in places)
 
 
 @dataclass(frozen=True)

@@ -265,7 +265,7 @@ class _Run:
         Raises:
             UpbenchError: It is broken, or of a run with other settings (the first of them is named).
         """
-        from upbench.system.checkpoint import read_checkpoint
+        from upbench.system.checkpoint.read import read_checkpoint
 
         content = read_checkpoint(path)
         try:
@@ -322,7 +322,7 @@ def _finish(run: _Run, paths: TrainPaths) -> TrainResult:
         "images_seen": str(result.images_before + result.images_seen),
         "loss": f"{result.loss:.6f}",
         "seed": str(run.config.seed),
-        "command": run.config.command(),
+        "command": run.config.command(published=True),
         "upbench": machine["upbench"],
         "versions": json.dumps(machine["packages"]),
     }
