@@ -1,14 +1,16 @@
-"""Files of the cache: whole or not there."""
+"""Files of the cache: whole or not there, of writers on other machines, too, and with long names."""
 
 from __future__ import annotations
 
 import errno
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from upbench.errors import UpbenchError
+from upbench.system import cache
 from upbench.system.cache import cache_dir, replacing, safe_name
 
 
@@ -90,3 +92,57 @@ def test_cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_safe_name():
     assert safe_name("folder:/a b/ü") == "folder_a_b_"
+
+
+@pytest.mark.parametrize(
+    ("whose", "age", "locked", "left"),
+    [
+        ("ours", 0, False, False),  # process numbers mean the same there: that one is gone
+        ("theirs", 0, False, True),  # and here they do not
+        ("theirs", 2 * 86400, True, True),
+        ("theirs", 2 * 86400, False, False),
+    ],
+)
+def test_files_of_writers_elsewhere(tmp_path: Path, whose: str, age: int, locked: bool, left: bool):
+    fcntl = pytest.importorskip("fcntl", reason="this system has no locks on files")
+    machine = cache._machine() if whose == "ours" else "01234567"
+    other = tmp_path / f".f.txt.{machine}-4194305-89abcdef.tmp"  # beyond the largest process number
+    other.write_text("half")
+    os.utime(other, (time.time() - age, time.time() - age))
+    with other.open("r+") as file:
+        if locked:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        with replacing(tmp_path / "f.txt") as mine:
+            mine.write_text("mine")
+    assert other.exists() == left
+    assert (tmp_path / "f.txt").read_text() == "mine"
+
+
+def test_a_writer_holds_a_lock(tmp_path: Path):
+    with replacing(tmp_path / "f.txt") as mine:
+        mine.write_text("mine")
+        os.utime(mine, (0, 0))
+        assert not cache.abandoned(mine)
+    os.utime(tmp_path / "f.txt", (0, 0))
+    assert cache.abandoned(tmp_path / "f.txt")
+
+
+@pytest.mark.parametrize("parts", [("hostname",), ("hostname", "/proc/sys/kernel/random/boot_id")])
+def test_machines_that_share_a_name_are_told_apart(monkeypatch: pytest.MonkeyPatch, parts: tuple[str, ...]):
+    """Two containers of one image, or a machine before and after it was started anew."""
+    here = cache._machine()
+    assert cache._machine.__wrapped__() == here
+    monkeypatch.setattr(cache.os, "stat", lambda path: os.stat_result([0] * 10))
+    if len(parts) > 1:
+        monkeypatch.setattr(cache.Path, "read_text", lambda self: "another start")
+    assert cache._machine.__wrapped__() != here
+
+
+def test_names_that_are_nearly_too_long(tmp_path: Path):
+    for length in (120, 200, 255):
+        with replacing(tmp_path / ("n" * length)) as mine:
+            mine.write_text("mine")
+        assert (tmp_path / ("n" * length)).read_text() == "mine"
+    with pytest.raises(UpbenchError, match=r"cannot write .*File name too long"):  # noqa: SIM117
+        with replacing(tmp_path / ("n" * 300)) as mine:
+            mine.write_text("mine")

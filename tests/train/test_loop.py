@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from drill.disks import fill, small_disk
 from PIL import Image
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from upbench.cli.dispatch import main
 from upbench.contracts.upsampler import Upsampler
 from upbench.errors import UpbenchError
 from upbench.testing import assert_close
@@ -274,6 +276,39 @@ def test_a_kill_between_checkpoints_loses_the_steps_since(
             train(change(config, save_every=3))
     resumed = train(change(config, save_every=3, resume=True))
     assert state(resumed) == state(whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_says_what_stopped_it(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, number: int):
+    """And the command ends as others do that a signal stops."""
+    stop_after(monkeypatch, 1, number)
+    assert main(shlex.split(config.command())[1:]) == 128 + number
+    assert config.paths().resume.is_file()
+
+
+@pytest.mark.drill("full disk")
+def test_a_full_disk_leaves_the_older_checkpoint(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    whole = train(change(config, out=str(tmp_path / "whole.safetensors")))
+    optimise = _Run.optimise
+    with small_disk(tmp_path / "disk", "256k") as disk:
+        config = change(config, out=str(disk / "w.safetensors"), save_every=2, log_every=100)
+
+        def filling(run: _Run, batch: object) -> float:
+            if run.step == 3:
+                fill(disk)
+            return optimise(run, batch)  # type: ignore[arg-type]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(_Run, "optimise", filling)
+            capsys.readouterr()
+            assert main(shlex.split(config.command())[1:]) == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith(f"upbench: error: disk full: cannot write {config.paths().resume} (")
+        assert sorted(path.name for path in disk.iterdir()) == ["filler", "w.resume.pt"]
+        (disk / "filler").unlink()
+        assert state(train(change(config, resume=True))) == state(whole)
 
 
 def test_interrupts_restore_the_handlers(config: TrainConfig, monkeypatch: pytest.MonkeyPatch):

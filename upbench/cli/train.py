@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
+import signal
 from typing import Any
 
 from upbench.cli._parser import Command, integer, settings
@@ -44,7 +45,7 @@ def call(arguments: argparse.Namespace) -> int:
 
     result = train(config)
     if not result.finished:
-        return 130
+        return 128 + (result.stopped_by or signal.SIGINT)
     print(f"{result.out}  sha256 {result.sha256}")
     if result.val_cosine is not None:
         print(f"cosine similarity {result.val_cosine:.4f}, bilinear {result.val_bilinear:.4f}")

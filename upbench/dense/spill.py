@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
-import tempfile
-import time
+import uuid
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from upbench.contracts.operator import Operator, SourcedOperator
-from upbench.system.cache import cache_dir
+from upbench.system.cache import abandoned, cache_dir, locked
 
 DISK_RESERVE = 5_000_000_000
 """Bytes of the disk that are left free."""
@@ -83,12 +82,12 @@ class Store:
         if shutil.disk_usage(folder).free - size < DISK_RESERVE:
             self._spill = False
             return None
-        handle, name = tempfile.mkstemp(".pt", dir=folder)
-        os.close(handle)
+        name = str(folder / f"{uuid.uuid4().hex}.pt")
         try:
-            torch.save(item, name)
-            # Our own file, written just now: it may hold classes, not tensors alone.
-            mapped: Operator | Tensor = torch.load(name, mmap=True, weights_only=False)
+            with locked(Path(name), 0o600):
+                torch.save(item, name)
+                # Our own file, written just now: it may hold classes, not tensors alone.
+                mapped: Operator | Tensor = torch.load(name, mmap=True, weights_only=False)
         except (OSError, RuntimeError, AttributeError, pickle.PicklingError):
             self._spill = False  # torch tells of a full disk by either of the first two, pickle by the others
             return None
@@ -101,8 +100,8 @@ class Store:
 def _remove_old(folder: Path) -> None:
     """Removes files that a process left which was killed while it wrote, a day ago or earlier."""
     for path in folder.glob("*.pt"):
-        with suppress(OSError):
-            if time.time() - path.stat().st_mtime > 86400:
+        if abandoned(path):
+            with suppress(OSError):
                 path.unlink()
 
 

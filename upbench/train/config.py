@@ -228,6 +228,7 @@ class TrainResult:
         seconds: Time in the training loop, over all resumptions.
         curve: The loss curve.
         card: The model card.
+        stopped_by: Number of the signal that told the run to stop; None where none did.
     """
 
     out: Path
@@ -242,6 +243,7 @@ class TrainResult:
     seconds: float
     curve: Path
     card: Path
+    stopped_by: int | None = None
 
 
 def _values(value: Any) -> list[str]:

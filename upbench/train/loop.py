@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import threading
 import time
@@ -89,7 +90,7 @@ def train(config: TrainConfig) -> TrainResult:
         finished = run.train(paths, stop)
     if not finished:
         say(f"stopped after step {run.step}; go on with: {config.command()} --resume")
-        return run.result(paths, None)
+        return replace(run.result(paths, None), stopped_by=stop.number)
     return _finish(run, paths)
 
 
@@ -147,7 +148,7 @@ class _Run:
         self.curve: list[dict[str, float]] = []
         self.baseline = self.validate(find_method("bilinear")(channels=channels)).get("val_cosine")
 
-    def train(self, paths: TrainPaths, stop: threading.Event) -> bool:
+    def train(self, paths: TrainPaths, stop: _Stop) -> bool:
         """Steps until the end or until `stop`; returns whether it is the end."""
         saved = time.monotonic()
         with bar(f"train {self.config.method}", self.config.steps, self.step) as progress:
@@ -256,8 +257,10 @@ class _Run:
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
         }
-        with replacing(path) as temporary:
-            torch.save(content, temporary)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            torch.save(content, file)  # by its name, torch would write past Python, and lose what failed
+            file.flush()
+            os.fsync(file.fileno())
 
     def restore(self, path: Path) -> None:
         """Goes on from a checkpoint.
@@ -398,7 +401,7 @@ def _writable(config: TrainConfig) -> TrainPaths:
     probe = paths.out.with_suffix(".writable")
     with replacing(probe) as temporary:
         temporary.touch()
-    probe.unlink()
+    probe.unlink(missing_ok=True)  # another run may have been faster
     if config.force and not config.resume:
         paths.resume.unlink(missing_ok=True)
     return paths
@@ -412,15 +415,22 @@ def _seed_step(seed: int, step: int, device: torch.device) -> None:
         torch.cuda.manual_seed(mixed)
 
 
+class _Stop(threading.Event):
+    """Set where somebody wants the run to end; `number` is that of the signal that said so."""
+
+    number: int | None = None
+
+
 @contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
+def _stop_requests() -> Iterator[_Stop]:
     """An event that SIGTERM and SIGINT set; a second SIGINT interrupts at once."""
-    stop = threading.Event()
+    stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
     def ask(number: int, frame: object) -> None:
+        stop.number = number
         stop.set()
         signal.signal(signal.SIGINT, previous[signal.SIGINT])
 
