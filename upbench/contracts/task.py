@@ -191,17 +191,41 @@ class Scores:
             values: Each image's own value of the primary metric.
 
         Raises:
-            UpbenchError: As many values as names are needed, of the same images for every seed.
+            UpbenchError: Something that is no number; as many values as names are needed, of the same images
+                for every seed.
         """
+        if not isinstance(metrics, Mapping):
+            raise UpbenchError(f"metrics of split '{split}' are a {type(metrics).__name__}, not a mapping")
         of_split = self.metrics.setdefault(split, {})
         for name, value in metrics.items():
-            of_split.setdefault(name, []).append(float(value))
+            of_split.setdefault(name, []).append(number(value, f"metric '{name}' on split '{split}'"))
         if not len(names):
             return
         held = self.per_image.setdefault(split, {"names": list(names), "values": []})
         if len(values) != len(names) or held["names"] != list(names):
             raise UpbenchError(f"scores of split '{split}': values and names of images do not agree")
-        held["values"].append([float(value) for value in values])
+        held["values"].append([number(value, f"images of split '{split}'") for value in values])
+
+
+def number(value: Any, what: str) -> float:
+    """A value as a plain number.
+
+    Args:
+        value: A real number, or a tensor or an array of one.
+        what: It is, for messages.
+
+    Raises:
+        UpbenchError: It is something else, such as None, a text, or a complex number.
+    """
+    kind = str(getattr(value, "dtype", ""))
+    if hasattr(value, "__float__") and not isinstance(value, (str, bytes)) and "complex" not in kind:
+        try:
+            return float(value)
+        except (TypeError, ValueError, RuntimeError, OverflowError):  # of a tensor of several
+            pass
+    shape = getattr(value, "shape", None)
+    found = f"{kind or type(value).__name__}{'' if shape is None else f' {list(shape)}'}"
+    raise UpbenchError(f"{what}: expected a number, got {found}")
 
 
 class Images(ABC):

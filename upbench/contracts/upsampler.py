@@ -181,7 +181,7 @@ class Upsampler(nn.Module, Registered):
 
     @abstractmethod
     def forward(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Tensor:
-        """Upsamples features.
+        """Upsamples features. What it is given must be the same afterwards: other code sees it, too.
 
         Args:
             image: `[B, 3, h_img, w_img]` RGB, normalised with `mean` and `std`.

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import Parameter
 
 from upbench.contracts.backbone import Backbone
 from upbench.contracts.image import IMAGENET_MEAN, IMAGENET_STD, normalize_image
-from upbench.contracts.operator import Operator
+from upbench.contracts.operator import FunctionOperator, Operator, SourcedOperator
 from upbench.contracts.sample import Camera
 from upbench.contracts.upsampler import Upsampler, extras
 from upbench.dense.camera import CameraChoice
+from upbench.dense.untouched import Untouched
 from upbench.errors import UpbenchError
 
 Size = tuple[int, int]
 
+OPERATOR = "the method's operator"
+"""What messages call an operator whose method is not at hand."""
+
 
 class MethodCall:
     """A method, ready to be applied to images in 0..1 and float32 features; its results are float32.
+
+    What it gives is checked to be what was asked for, and what it was given to be unchanged, wherever it is
+    called from: here, or by an operator that it made.
 
     Attributes:
         method: In eval mode, on `device`, in `dtype`.
@@ -67,17 +76,17 @@ class MethodCall:
         """`[B, 3, h_img, w_img]` in 0..1 and `[B, C, h, w]` to `[B, C, H, W]` float32, without gradients.
 
         Raises:
-            UpbenchError: An output of another shape.
+            UpbenchError: An output of another shape, of numbers that are not real, or on another device; or
+                an input that was changed in place.
         """
         with torch.no_grad():
             given = extras(self.method, camera=camera, backbone=self._backbone)
-            out: Tensor = self.method(self.guidance(image01), features.to(self.dtype), output_size, **given)
-        expected = (int(features.shape[0]), int(features.shape[1]), *output_size)
-        if tuple(out.shape) != expected:
-            raise UpbenchError(
-                f"method '{self.method.name}' returns {list(out.shape)} where {list(expected)} was asked for"
-            )
-        return out.float()
+            image, features = self.guidance(image01), features.to(self.dtype)
+            inputs = self._untouched(image, features, camera)
+            out: Tensor = self.method(image, features, output_size, **given)
+            inputs.check()
+        shape = (int(features.shape[0]), int(features.shape[1]), *output_size)
+        return sound(out, features, shape, self._who).float()
 
     def operator(
         self,
@@ -90,17 +99,50 @@ class MethodCall:
         """The same as a linear operator in float32, or None where the method has none.
 
         Args: as `forward`; memory_budget: bytes that it may hold, for one whose crops are what is computed.
+
+        Raises:
+            UpbenchError: Something that is no operator, or an input that was changed in place.
         """
         name = "operator" if memory_budget is None else "tile_operator"
         given = extras(self.method, name, camera=camera, backbone=self._backbone)
         if memory_budget is not None:
             given["memory_budget"] = memory_budget
         with torch.no_grad():
-            function = getattr(self.method, name)
-            made: Operator | None = function(
-                self.guidance(image01), features.to(self.dtype), output_size, **given
-            )
-        return made if made is None or self.dtype == torch.float32 else made.to(torch.float32)
+            image, features = self.guidance(image01), features.to(self.dtype)
+            inputs = self._untouched(image, features, camera)
+            made: Operator | None = getattr(self.method, name)(image, features, output_size, **given)
+            inputs.check()
+        if made is None:
+            return None
+        if not isinstance(made, Operator):
+            raise UpbenchError(f"{self._who}: its {name}() returns a {type(made).__name__}, not an Operator")
+        made = self._checked(made, inputs)
+        return made if self.dtype == torch.float32 else made.to(torch.float32)
+
+    @property
+    def _who(self) -> str:
+        return f"method '{getattr(self.method, 'name', type(self.method).__name__)}'"
+
+    def _untouched(self, image: Tensor, features: Tensor, camera: Camera | None) -> Untouched:
+        intrinsics, pose = (None, None) if camera is None else (camera.intrinsics, camera.pose)
+        return Untouched(self._who, image=image, features=features, camera=intrinsics, camera_pose=pose)
+
+    def _checked(self, made: Operator, inputs: Untouched) -> Operator:
+        """An operator that looks, each time that it calls the method, at what this was given and gives."""
+        if isinstance(made, SourcedOperator):
+            return SourcedOperator(made.sources, self._checked(made.operator, inputs))
+        if not isinstance(made, FunctionOperator):
+            return made  # it calls no method; its results are looked at where they are used
+        function, size, who = made.function, made.full_size, self._who
+
+        def checked(values: Tensor) -> Tensor:
+            own = Untouched(who, features=values)
+            out = function(values)
+            own.check()
+            inputs.check()
+            return sound(out, values, (*values.shape[:2], *size), who)
+
+        return FunctionOperator(checked, size, made.window, made.held)
 
     def guidance(self, image01: Tensor) -> Tensor:
         """The image as the method wants it."""
@@ -120,7 +162,7 @@ class MethodCall:
             return None
         if camera is None:
             raise UpbenchError(f"image '{name}' has no camera")
-        return self.camera.apply(camera.to(self.device))
+        return self.camera.apply(camera.to(self.device, copy=True))
 
     def _statistics(self, choice: str, backbone: Backbone | None) -> tuple[Any, Any]:
         if choice == "imagenet":
@@ -132,6 +174,35 @@ class MethodCall:
                 raise UpbenchError("the protocol normalises the guidance as the backbone does: give one")
             return backbone.mean, backbone.std
         return None, None
+
+
+def sound(out: Tensor, given: Tensor, shape: Sequence[int], who: str) -> Tensor:
+    """An output, if it is what it has to be: real numbers of a shape, on the device of what was given.
+
+    Args:
+        out: Whatever was returned.
+        given: What it was made from.
+        shape: Of the output.
+        who: Returned it, for messages.
+
+    Raises:
+        UpbenchError: It is something else.
+    """
+    if not isinstance(out, Tensor):
+        raise UpbenchError(f"{who} returns a {type(out).__name__} where a tensor was asked for")
+    if type(out) not in (Tensor, Parameter, type(given)):  # what it means beyond its numbers would be lost
+        raise UpbenchError(
+            f"{who} returns a {type(out).__name__} where a plain tensor was asked for; "
+            "as_subclass(torch.Tensor) makes one"
+        )
+    if not out.is_floating_point() or out.layout != torch.strided:
+        kind = out.dtype if out.layout == torch.strided else out.layout
+        raise UpbenchError(f"{who} returns {kind} where floating-point numbers were asked for")
+    if out.shape != tuple(shape):
+        raise UpbenchError(f"{who} returns {list(out.shape)} where {list(shape)} was asked for")
+    if out.device != given.device:
+        raise UpbenchError(f"{who} returns a tensor on {out.device}, its features are on {given.device}")
+    return out
 
 
 def resized_guidance(image01: Tensor, size: Size) -> Tensor:

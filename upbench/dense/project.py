@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from upbench.contracts.operator import Operator
+from upbench.dense.method import OPERATOR, sound
 from upbench.ops.operator import project
 
 
@@ -44,7 +45,11 @@ class Part:
         return int(self.view.shape[-2]), int(self.view.shape[-1])
 
     def outputs(self, weight: Tensor) -> Tensor:
-        """`[b, K, H, W]` of a probe without bias: `[K, C]`, or `[b, K, C]`."""
+        """`[b, K, H, W]` of a probe without bias: `[K, C]`, or `[b, K, C]`.
+
+        Raises:
+            UpbenchError: The operator gives something else.
+        """
         if not isinstance(self.view, Operator):
             dense = self.view.to(weight.dtype)
             made: Tensor = (weight @ dense.flatten(2)).unflatten(2, dense.shape[2:])
@@ -52,7 +57,7 @@ class Part:
         features = self.view.takes(self.features)
         rows, cols, view = self.view.narrowed()
         made = view(project_each(weight, features[:, :, rows, cols], view.groups))
-        return made
+        return sound(made, features, (len(features), weight.shape[-2], *self.size), OPERATOR)
 
 
 def project_each(weight: Tensor, features: Tensor, groups: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from upbench.contracts.operator import FunctionOperator, Operator, SourcedOperator
 from upbench.contracts.sample import Camera
 from upbench.contracts.task import Crop, DenseBatch, DenseFeatures, Images
-from upbench.dense.method import MethodCall, resized_guidance
+from upbench.dense.method import OPERATOR, MethodCall, resized_guidance, sound
 from upbench.dense.project import Part, project_parts
 from upbench.dense.spill import DISK_RESERVE, Store, size_of
 from upbench.errors import UpbenchError
@@ -333,7 +333,11 @@ class Batch(DenseBatch):
         out: Tensor | None = None
         for part in self.parts:
             view = part.view
-            values = view.dense(view.takes(part.features)) if isinstance(view, Operator) else view
+            if isinstance(view, Operator):
+                features = view.takes(part.features)
+                values = sound(view.dense(features), features, (*features.shape[:2], *part.size), OPERATOR)
+            else:
+                values = view
             if out is None:
                 height, width = (max(p.size[axis] for p in self.parts) for axis in (0, 1))
                 out = values.new_zeros(len(self), values.shape[1], height, width, dtype=torch.float32)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from upbench.contracts.protocol import Recipe
 from upbench.contracts.task import DenseBatch, DenseFeatures, Images, Truth
+from upbench.dense.untouched import Untouched
 from upbench.errors import UpbenchError
 from upbench.evaluate.batches import Shown, streams
 from upbench.evaluate.conditioning import Conditioning, learning_rate_scale
@@ -322,7 +323,11 @@ class _Training:
         return torch.stack([losses[s] for s in range(seeds)])
 
     def _task_loss(self, prediction: Tensor, truth: Truth) -> Tensor:
-        return self.task.loss(prediction, truth.target(self.task.target), truth.valid)
+        target = truth.target(self.task.target)  # other seeds and tasks see it, too
+        inputs = Untouched(f"task '{self.task.name}'", target=target, valid=truth.valid)
+        loss = self.task.loss(prediction, target, truth.valid)
+        inputs.check()
+        return loss
 
     def _check(self, step: int) -> None:
         """Raises where a loss since the last look is not finite."""

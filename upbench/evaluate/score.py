@@ -13,6 +13,7 @@ from upbench.contracts.geometry import resized
 from upbench.contracts.operator import FunctionOperator
 from upbench.contracts.protocol import Protocol, Scoring
 from upbench.contracts.task import Evaluator, Truth
+from upbench.dense.untouched import Untouched
 from upbench.dense.view import Batch, UpsampledSplit
 from upbench.errors import UpbenchError
 from upbench.evaluate.probe import Probe, View
@@ -98,7 +99,9 @@ def evaluate_probes(
             else:
                 answer, seen = _elsewhere(task, probe, batch, tokens, images, indices, protocol, watch)
                 truth = replace(truth, valid=truth.valid & seen)
+            given = Untouched("the task's evaluator", truth=truth.valid, label=truth.label, depth=truth.depth)
             values[place].append(evaluator.update(answer, truth))
+            given.check()  # the other seeds are scored with it, too
             if progress:
                 progress.advance(len(indices))
         watch.look(indices)

@@ -110,7 +110,9 @@ class ProbeTask(Task):
 
         try:
             return context.of_method(("probes", *together), train_all)[self.name]
-        except Exception:  # another task's fault must not be this one's: alone, it tells its own
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # another task's fault must not be this one's: alone, it tells its own
             return train_probes([own], data, context.seeds, bar)[0]
 
     def _head(self, context: Context) -> Head:

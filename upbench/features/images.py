@@ -6,7 +6,8 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 import torch
@@ -22,6 +23,8 @@ from upbench.features.arena import Arena
 from upbench.system.cache import digest
 from upbench.system.sources import code_digest
 
+S = TypeVar("S", Sample, Framed)
+
 RECENT = 8
 """Frames beyond the budget that are held for a moment, apart from those that somebody holds who has them
 read ahead."""
@@ -31,7 +34,7 @@ BUDGET = 500_000_000
 
 
 class SplitImages(Images):
-    """The frames of a split.
+    """The frames of a split. Whatever it gives is the caller's own: cells share it.
 
     Attributes:
         dataset: Where the images come from.
@@ -121,7 +124,7 @@ class SplitImages(Images):
 
     def stored(self, index: int) -> Sample:
         """See `Images`."""
-        return self._sample(index)
+        return _own(self._sample(index))
 
     def frame(self, index: int) -> Frame:
         """See `Images`."""
@@ -144,13 +147,13 @@ class SplitImages(Images):
         made, usual = self._read(index, size)
         if usual:
             self._keep(index, made)
-        return made
+        return _own(made)
 
     def original(self, index: int) -> Framed:
         """Ground truth as it is stored, for protocols that score there: never mirrored, and without an
         image."""
         sample = self._sample(index)
-        return self._labelled(Frame(sample.size, sample.size, sample.size).truth(sample))
+        return _own(self._labelled(Frame(sample.size, sample.size, sample.size).truth(sample)))
 
     @property
     def reads(self) -> bool:  # type: ignore[override]
@@ -193,7 +196,7 @@ class SplitImages(Images):
         return Truth.stack(held, device)
 
     def _sample(self, index: int) -> Sample:
-        """The image of a frame, as the dataset has it.
+        """The image of a frame, as the dataset has it: maybe not the caller's own.
 
         Raises:
             UpbenchError: It cannot be read, or no metric could be trusted with its ground truth.
@@ -270,6 +273,18 @@ class SplitImages(Images):
             return compact
 
 
+def _copy(value: Any) -> Any:
+    """A copy of a tensor or of cameras; else the value itself."""
+    if isinstance(value, Camera):
+        return value.to("cpu", copy=True)
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _own(parts: S) -> S:
+    """A sample or a frame in tensors that nobody else sees: neither the dataset nor another cell."""
+    return replace(parts, **{field.name: _copy(getattr(parts, field.name)) for field in fields(parts)})
+
+
 @dataclass(frozen=True)
 class _Compact:
     """A frame in few bytes: an image in 0..1 is a byte over 255, a label is a byte. Nothing is lost."""
@@ -289,9 +304,11 @@ class _Compact:
         return cls(framed.name, image, framed.valid, label, framed.depth, framed.normal, framed.camera)
 
     def restore(self) -> Framed:
+        """The frame, the caller's own."""
         label = None if self.label is None else self.label.long()
         image = self.image.float() / 255
-        return Framed(self.name, image, self.valid, label, self.depth, self.normal, self.camera)
+        depth, normal, camera = _copy(self.depth), _copy(self.normal), _copy(self.camera)
+        return Framed(self.name, image, self.valid.clone(), label, depth, normal, camera)
 
     def cut(self, rows: slice, cols: slice) -> _Compact:
         """A rectangle of the ground truth; the image stays whole."""

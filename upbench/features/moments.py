@@ -31,6 +31,10 @@ class Moments:
     sum: Tensor
     outer: Tensor
 
+    def copy(self) -> Moments:
+        """The same sums in tensors of their own."""
+        return Moments(self.count, self.sum.clone(), self.outer.clone())
+
     @property
     def mean(self) -> Tensor:
         """`[C]` float64."""

@@ -200,7 +200,7 @@ class FeatureStore:
         return self._reading(index, Shard.token).to(self.device).float()
 
     def moments(self) -> Moments:
-        """Sums over exactly these images' features as they are stored, on the CPU.
+        """Sums over exactly these images' features as they are stored, on the CPU, the caller's own.
 
         They were summed while the features were written. Only where the store on disk holds more images than
         this one, or its sums are damaged, features are read, once.
@@ -221,7 +221,7 @@ class FeatureStore:
                     with suppress(UpbenchError):  # a read-only cache: they are right, and not kept
                         running.save(self._moments_path, self._format.store)
             self._moments = running.moments()
-        return self._moments
+        return self._moments.copy()
 
     # Reading
 

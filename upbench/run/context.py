@@ -19,6 +19,7 @@ from upbench.contracts.protocol import Recipe
 from upbench.contracts.task import Context, Task
 from upbench.dense.camera import CameraChoice
 from upbench.dense.method import MethodCall
+from upbench.dense.untouched import Untouched
 from upbench.dense.view import UpsampledSplit
 from upbench.features.images import SplitImages
 from upbench.features.store import FeatureStore
@@ -49,13 +50,31 @@ class DataScope:
         self.device = torch.device(planned.place)
         self._load = backbone
         self._held: dict[Hashable, Any] = {}
+        self._untouched = Untouched("a method or a task")
 
     @property
     def backbone(self) -> Backbone:
         """The backbone, with the statistics that the protocol asks for."""
-        return self.keep(
-            "backbone", lambda: with_statistics(self._load(), self.planned.protocol.backbone_statistics)
-        )
+        if "backbone" not in self._held:
+            statistics = self.planned.protocol.backbone_statistics
+            self._held["backbone"] = with_statistics(self._load(), statistics)
+            self._untouched.note("backbone", self._held["backbone"])
+        return cast(Backbone, self._held["backbone"])
+
+    def shared(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What tasks share: made once, and to stay as it is."""
+        if key not in self._held:
+            self._held[key] = make()
+            self._untouched.note("shared_results", self._held[key])
+        return cast(T, self._held[key])
+
+    def check(self) -> None:
+        """Looks whether what cells share is as it was.
+
+        Raises:
+            UpbenchError: A parameter of the backbone, or something that tasks share, was changed in place.
+        """
+        self._untouched.check()
 
     def images(self, split: str, mirrored: bool = False) -> SplitImages:
         """The frames of a split."""
@@ -173,7 +192,7 @@ class RunContext(Context):
 
     def shared(self, key: object, make: Callable[[], T]) -> T:
         """See `Context`."""
-        return self._data.keep(("shared", self._planned.task.name, key), make)
+        return self._data.shared(("shared", self._planned.task.name, key), make)
 
     def of_method(self, key: object, make: Callable[[], T]) -> T:
         """See `Context`."""

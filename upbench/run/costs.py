@@ -9,7 +9,7 @@ from typing import Any
 from upbench.cost import measure as cost
 from upbench.features import backbones
 from upbench.run.describe import describe_error
-from upbench.run.jobs import Job, PlannedCell, build_method
+from upbench.run.jobs import Job, PlannedCell, build_method, settings_kept
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,22 @@ def cost_key(planned: PlannedCell, device: str) -> str:
 
 def measure_cost(job: CostJob) -> Iterator[dict[str, Any]]:
     """What a method costs, or {"error": why that cannot be told}."""
-    planned = job.planned
-    place = planned.place if job.device != "cpu" else "cpu"
+    yield _cost_of(job.planned, job.device)
+
+
+def _cost_of(planned: PlannedCell, device: str) -> dict[str, Any]:
+    place = planned.place if device != "cpu" else "cpu"
     try:
-        method = build_method(planned, device="cpu")
-        runs_it = planned.method.uses_backbone
-        backbone = backbones.load_backbone(planned.cell.backbone, place) if runs_it else None
-        dtype, sizes = planned.cell.dtype, _sizes(planned)
-        yield cost.measure(method, **sizes, device=place, dtype=dtype, backbone=backbone).to_dict()
-    except Exception as error:
-        yield {"error": describe_error(error)}
+        with settings_kept():
+            method = build_method(planned, device="cpu")
+            runs_it = planned.method.uses_backbone
+            backbone = backbones.load_backbone(planned.cell.backbone, place) if runs_it else None
+            dtype, sizes = planned.cell.dtype, _sizes(planned)
+            return cost.measure(method, **sizes, device=place, dtype=dtype, backbone=backbone).to_dict()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the method's own, `sys.exit` among them
+        return {"error": describe_error(error)}
 
 
 def _sizes(planned: PlannedCell) -> dict[str, Any]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from upbench.contracts.task import Scores, Task
-from upbench.errors import UpbenchError
+from upbench.contracts.task import Scores, Task, number
+from upbench.errors import UpbenchError, printable
 from upbench.results.records import Record
 from upbench.run.jobs import PlannedCell
 from upbench.system import environment
 from upbench.weights.load import options_unlike_training
+
+LONGEST_REASON = 400
+"""Characters; the traceback has the rest."""
 
 
 def assemble(
@@ -39,7 +43,7 @@ def assemble(
         planned.cell,
         status,
         reason=environment.without_home(reason),
-        traceback=environment.without_home(traceback),
+        traceback=_escaped(environment.without_home(traceback)),
         metrics=scores.metrics,
         per_image=scores.per_image,
         row=planned.row,
@@ -56,9 +60,70 @@ def assemble(
 
 
 def describe_error(error: BaseException) -> str:
-    """An error in one line; its type where it was not foreseen."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, UpbenchError) else f"{type(error).__name__}: {text}"
+    """An error in one line that can be printed; its type where it was not foreseen."""
+    try:
+        text = printable(error)
+    except Exception as worse:  # an error that cannot be told is a plugin's own
+        text = f"(its text cannot be had: {type(worse).__name__})"
+    if not isinstance(error, UpbenchError):
+        name = type(error).__name__
+        text = f"{name}: {text}" if text else name
+    return text if len(text) <= LONGEST_REASON else f"{text[: LONGEST_REASON - 1]}…"
+
+
+def _escaped(text: str) -> str:
+    """Lines as a file in UTF-8 can hold them."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def checked(planned: PlannedCell, scores: Scores) -> Scores:
+    """What a task has found, in plain numbers.
+
+    Raises:
+        UpbenchError: It is not what the task declares: for every split that is scored and every metric a
+            number for each seed, or one in all.
+    """
+    who = f"task '{planned.task.name}'"
+    if not isinstance(scores, Scores):
+        raise UpbenchError(f"{who} returns a {type(scores).__name__} where Scores were asked for")
+    if lack := lacks(planned, scores.metrics):
+        raise UpbenchError(f"{who} {lack}")
+    metrics = {}
+    for split, of_split in scores.metrics.items():
+        metrics[split] = {
+            name: [number(value, f"{who}, metric '{name}' on split '{split}'") for value in values]
+            for name, values in of_split.items()
+        }
+        for name, values in metrics[split].items():
+            wrong = [v for v in values if math.isinf(v) or (math.isnan(v) and name == planned.task.primary)]
+            if wrong:
+                raise UpbenchError(f"{who}: metric '{name}' on split '{split}' is {wrong[0]}")
+    per_image = {}
+    for split, held in scores.per_image.items():
+        names = [str(name) for name in held["names"]]
+        rows = [[number(v, f"{who}, images of split '{split}'") for v in seed] for seed in held["values"]]
+        if any(len(row) != len(names) for row in rows):
+            raise UpbenchError(f"{who}: values and names of the images of split '{split}' do not agree")
+        per_image[split] = {"names": names, "values": rows}
+    return Scores(metrics, per_image, [printable(note) for note in scores.notes])
+
+
+def lacks(planned: PlannedCell, metrics: Mapping[str, Mapping[str, Sequence[Any]]]) -> str:
+    """What a cell's metrics lack, as a clause; "" where they are all there."""
+    declared = {metric.name for metric in planned.task.metrics}
+    splits = planned.dataset.eval_splits
+    missing = [split for split in splits if not metrics.get(split)]
+    if missing or not splits:
+        return f"gives no scores for split '{missing[0]}'" if missing else "has no split to score"
+    for split, of_split in metrics.items():
+        if set(of_split) != declared:
+            odd = sorted(set(map(str, of_split)) ^ declared)
+            return f"and its scores on '{split}' disagree about {', '.join(odd)}"
+        counts = {len(values) for values in of_split.values()}
+        if len(counts) != 1 or not counts <= {1, len(planned.cell.seeds)}:
+            found = ", ".join(map(str, sorted(counts)))
+            return f"gives {found} values for a metric on split '{split}', not one for each seed"
+    return ""
 
 
 def about(planned: PlannedCell) -> dict[str, Any]:

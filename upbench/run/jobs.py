@@ -4,9 +4,12 @@ how a cell's method is made."""
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from upbench.contracts.backbone import Backbone
 from upbench.contracts.dataset import Dataset
@@ -105,3 +108,16 @@ def build_method(
         device=device or planned.place,
         options=planned.cell.method.options,
     )
+
+
+@contextmanager
+def settings_kept() -> Iterator[None]:
+    """A block that leaves torch's settings as they were, whatever a plugin does to them."""
+    dtype, grad, threads = torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(grad)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from upbench.contracts.backbone import Backbone
 from upbench.contracts.dataset import Dataset
@@ -26,11 +26,13 @@ from upbench.results.cell import Cell, MethodSpec
 from upbench.run import worker
 from upbench.run.config import RunConfig
 from upbench.run.describe import row_of
-from upbench.run.jobs import PlannedCell, build_method
+from upbench.run.jobs import PlannedCell, build_method, settings_kept
 from upbench.system.cache import digest
 from upbench.system.sources import closure, files_digest, source_fingerprint
 from upbench.weights.load import images_seen
 from upbench.weights.resolve import ResolvedWeights, resolve, weights_reason
+
+T = TypeVar("T")
 
 
 def make_plan(config: RunConfig, load: Callable[[str, str], Backbone] | None = None) -> list[PlannedCell]:
@@ -245,7 +247,7 @@ class _Crossing:
             self._skips[spec] = _skip_method(planned, named)
         if self._skips[spec]:
             return self._skips[spec]
-        if reason := planned.task.skip_reason(planned.dataset, self.protocol):
+        if reason := _asked(lambda: planned.task.skip_reason(planned.dataset, self.protocol)):
             return reason
         if CameraChoice.parse(spec.camera).dataset and not self.data.has_camera:
             return f"dataset '{planned.dataset.name}' has no cameras"
@@ -320,12 +322,23 @@ def _skip_method(planned: PlannedCell, named: bool) -> str:
     if not named and spec.weights == "default" and cls.trainable and cls.default_weights is None:
         known = next((f", such as {cls.name}:{name}" for name in cls.weights), "")
         return f"no weights come with {cls.name}; it can be run with others{known}"
-    reason = cls.skip_reason(setting) or weights_reason(cls, setting)
+    reason = _asked(lambda: cls.skip_reason(setting)) or weights_reason(cls, setting)
     if reason is None:
-        try:
-            build_method(planned, device="cpu")
-        except UpbenchError:
-            raise
-        except Exception:  # a fault of the method's own: its cells fail, each with the traceback
-            return ""
-    return reason or ""
+        _asked(lambda: build_method(planned, device="cpu"))
+    return str(reason or "")
+
+
+def _asked(plugin: Callable[[], T]) -> T | None:
+    """What a plugin answers; None where it raises. That is a fault of its own: its cells fail, each with the
+    traceback.
+
+    Raises:
+        UpbenchError: What the plugin says is the user's to mend.
+    """
+    try:
+        with settings_kept():
+            return plugin()
+    except (UpbenchError, KeyboardInterrupt):
+        raise
+    except BaseException:
+        return None

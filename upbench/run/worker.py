@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from upbench.contracts.backbone import Backbone
-from upbench.contracts.task import Scores, Task
+from upbench.contracts.task import Task
 from upbench.errors import UpbenchError
 from upbench.features import backbones
 from upbench.results.records import Record
 from upbench.run.context import DataScope, MethodScope, RunContext
-from upbench.run.describe import assemble, describe_error
-from upbench.run.jobs import Job, PlannedCell
+from upbench.run.describe import assemble, checked, describe_error
+from upbench.run.jobs import Job, PlannedCell, settings_kept
 
 
 class Worker:
@@ -31,7 +31,10 @@ class Worker:
         return type(self), ()
 
     def __call__(self, job: Job) -> Iterator[Record]:
-        """Each cell's record, as soon as there is one; an error in a cell becomes a failed record."""
+        """Each cell's record, as soon as there is one; an error in a cell becomes a failed record.
+
+        So does a plugin's `sys.exit`, or whatever else it raises, but for the user's Ctrl-C.
+        """
         tasks = [planned.task for planned in job.cells]
         for planned in job.cells:
             yield self._record(planned, tasks, job.debug)
@@ -64,28 +67,32 @@ class Worker:
     def _record(self, planned: PlannedCell, tasks: list[Task], debug: bool) -> Record:
         start = time.perf_counter()
         try:
-            context = RunContext(planned, self.data(planned), self.method(planned), tasks)
-            scores = planned.task.evaluate(context)
-            _check(planned, scores)
-        except Exception as error:
+            with settings_kept():
+                planned.method.skip_reason(planned.setting)  # if this raises, it did so when it was planned
+                planned.task.skip_reason(planned.dataset, planned.protocol)
+                context = RunContext(planned, self.data(planned), self.method(planned), tasks)
+                scores = checked(planned, planned.task.evaluate(context))
+            self._check_shared()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             text = traceback.format_exc()
             if debug:
                 print(text)
                 pdb.post_mortem(error.__traceback__)
+            self._drop_changed()
             seconds = time.perf_counter() - start
             return assemble(planned, "failed", reason=describe_error(error), traceback=text, seconds=seconds)
         return assemble(planned, "ok", scores=scores, seconds=time.perf_counter() - start)
 
+    def _check_shared(self) -> None:
+        """Raises UpbenchError where the latest cell has changed what others use, too."""
+        if self._data is not None:
+            self._data[1].check()
 
-def _check(planned: PlannedCell, scores: Scores) -> None:
-    """Raises UpbenchError where a task's scores are not what it declares."""
-    task, declared = planned.task, {metric.name for metric in planned.task.metrics}
-    missing = [split for split in planned.dataset.eval_splits if not scores.metrics.get(split)]
-    if missing:
-        raise UpbenchError(f"task '{task.name}' gives no scores for split '{missing[0]}'")
-    for split, metrics in scores.metrics.items():
-        if set(metrics) != declared:
-            odd = sorted(set(metrics) ^ declared)
-            raise UpbenchError(
-                f"task '{task.name}' and its scores on '{split}' disagree about {', '.join(odd)}"
-            )
+    def _drop_changed(self) -> None:
+        """Lets go of what a cell has changed: the next one has it made anew."""
+        try:
+            self._check_shared()
+        except UpbenchError:
+            self._method = self._data = self._backbone = None
