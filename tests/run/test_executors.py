@@ -55,6 +55,59 @@ def sleeps(job):
     time.sleep(600)
 '''
 
+LIGHT = '''
+import gc, os, signal, struct, sys, time
+from multiprocessing.connection import Connection
+
+def half_a_message():
+    """What a worker has sent when something happens to it in the middle of a result."""
+    (pipe,) = (o for o in gc.get_objects() if isinstance(o, Connection) and o.writable)
+    os.write(pipe.fileno(), struct.pack("!i", 1000) + b"half")
+
+def ends(job):
+    """Two results a job, with an odd end between them."""
+    yield job, "first"
+    if job == "killed while it sends":
+        half_a_message()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if job == "stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if job == "stopped while it sends":
+        half_a_message()
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if job == "leaves a child":
+        if os.fork():
+            os._exit(3)
+        time.sleep(60)
+        os._exit(0)
+    if job == "sys.exit":
+        sys.exit(0)
+    if job == "not to be sent":
+        yield lambda: None
+    if job == "not to be read":
+        yield Unreadable()
+    yield job, "second"
+
+class Unreadable:
+    def __reduce__(self):
+        return int, ("not a number",)
+
+def rests(job):
+    yield "asleep"
+    time.sleep(4)
+    yield "awake"
+'''
+
+
+@pytest.fixture
+def light(tmp_path, monkeypatch):
+    """A module without torch that worker processes can import, too."""
+    (tmp_path / "upbench_test_light.py").write_text(LIGHT)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("upbench_test_light")
+    yield module
+    del sys.modules["upbench_test_light"]
+
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):
@@ -91,6 +144,36 @@ def test_a_workers_death_costs_the_rest_of_one_job(work, job, reason):
     assert isinstance(outcomes[1][1], Lost)
     assert reason in outcomes[1][1].reason
     assert outcomes[2:] == [("fine", ("fine", "first")), ("fine", ("fine", "second"))]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs signals and forks")
+@pytest.mark.parametrize(
+    ("job", "reason"),
+    [
+        ("killed while it sends", "was killed by SIGKILL"),
+        ("stopped", "gave no sign of life for 1 s (--lost-after) and was ended"),
+        ("stopped while it sends", "gave no sign of life for 1 s"),
+        ("leaves a child", "ended with exit code 3"),
+        ("sys.exit", "SystemExit: 0"),
+        ("not to be sent", "Can't pickle"),
+        ("not to be read", "cannot be read: ValueError"),
+    ],
+)
+def test_odd_ends_cost_the_rest_of_one_job(light, job, reason):
+    outcomes = list(find_executor("process")(light.ends, [job, "fine"], workers=1, lost_after=1))
+    assert outcomes[0] == (job, (job, "first"))
+    assert isinstance(outcomes[1][1], Lost)
+    assert reason in outcomes[1][1].reason
+    assert outcomes[2:] == [("fine", ("fine", "first")), ("fine", ("fine", "second"))]
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.drill("processes")
+@pytest.mark.whole
+def test_a_long_job_is_not_lost(light):
+    """Its worker says that it lives; nothing is said about the job."""
+    outcomes = [result for _, result in find_executor("process")(light.rests, [1], 1, lost_after=2)]
+    assert outcomes == ["asleep", "awake"]
 
 
 def test_workers_are_other_processes_and_none_is_left(work):

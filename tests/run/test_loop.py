@@ -431,7 +431,7 @@ def test_which_gpus_workers_are_given(toy, out, monkeypatch, executor, device, v
     """One that is given the second GPU sees no other: there it is the first."""
     handed = []
 
-    def execute(work, jobs, workers, devices):
+    def execute(work, jobs, workers, devices, lost_after):
         for job in jobs:
             handed.append(([planned.place for planned in job.cells], list(devices)))
             yield job, Lost("nobody is there")
@@ -451,8 +451,8 @@ def test_which_gpus_workers_are_given(toy, out, monkeypatch, executor, device, v
         loop._Run, "_measured", lambda self, pending: {planned.cell.key: {} for planned in pending}
     )
     (record,) = run(toy.config(out, executor=executor, device=device))
-    assert handed == [([place], devices)]
-    assert record.reason == "nobody is there"
+    assert handed == [([place], devices)] * 2, "a cell whose worker was lost is tried once more"
+    assert record.reason == "tried twice: nobody is there"
     assert record.environment["gpu"] == (None if device == "cpu" else f"GPU of {place}")
 
 

@@ -40,6 +40,14 @@ def integer(text: str) -> int:
         raise argparse.ArgumentTypeError(f"expected a whole number, got '{text}'") from None
 
 
+def number(text: str) -> float:
+    """A number, as an argument's `type`."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, got '{text}'") from None
+
+
 def settings(flag: str, pairs: Sequence[str]) -> dict[str, Any]:
     """`KEY=VALUE` words as a mapping; a value is read as YAML reads it."""
     import yaml

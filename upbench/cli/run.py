@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import sys
 
-from upbench.cli._parser import Command, integer, settings
+from upbench.cli._parser import Command, integer, number, settings
 from upbench.run.config import DEVICES, DTYPES, EXECUTORS, RunConfig
 
 
@@ -41,6 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--force", action="store_true", default=None, help="redo cells that are finished")
     add("--executor", metavar="|".join(EXECUTORS), help=f"where cells run (default: {default.executor})")
     add("--workers", type=integer, metavar="N", help="cells at a time, for process and ray (default: 2)")
+    add(
+        "--lost-after",
+        type=number,
+        metavar="SECONDS",
+        help="give up a worker that shows no sign of life for so long "
+        f"(process; default: {default.lost_after:g})",
+    )
     add(
         "--probe",
         action="append",

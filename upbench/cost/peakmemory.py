@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from upbench.contracts.upsampler import Sizes, extras
 from upbench.system.allocator import trim
+from upbench.system.parent import end_with_parent
 
 if TYPE_CHECKING:
     import torch
@@ -118,6 +119,7 @@ def _run(folder: str) -> PeakMemory:
 
 def main() -> None:
     """Measures the payload in the current folder and prints the answer as JSON; runs in the fresh process."""
+    end_with_parent()
     import torch
 
     raw = Path(_PAYLOAD).read_bytes()

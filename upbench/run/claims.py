@@ -73,6 +73,10 @@ class Claims:
         """Lets go of all claims."""
         for key in list(self._held):
             self.drop(key)
+        if self.folder.is_dir():
+            for path in self.folder.glob("*.lock"):  # of runs that were killed when their cell was finished
+                if self.take(path.stem):
+                    self.drop(path.stem)
         with suppress(OSError):
             self.folder.rmdir()
 

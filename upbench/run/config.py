@@ -20,6 +20,7 @@ DEVICES = ("auto", "cpu", "cuda")
 """Also "cuda:N", for one of several GPUs."""
 DTYPES = ("float32", "bfloat16")
 EXECUTORS = ("inline", "process", "ray")
+_LONGEST_WAIT = 604800
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class RunConfig:
         force: Redo cells that are finished.
         executor: Where cells run: "inline" (this process), "process" (worker processes) or "ray".
         workers: How many at a time, for "process" and "ray".
+        lost_after: Seconds after which a worker that gives no sign of life is given up, for "process".
         shard: "i/n" runs the i-th of n parts of the cells, as on n machines; "" for all.
         probe: Settings of `upbench.Recipe` that replace the protocol's. The protocol is then not kept, and
             tables say so.
@@ -64,6 +66,7 @@ class RunConfig:
     force: bool = False
     executor: str = "inline"
     workers: int = 2
+    lost_after: float = 120.0
     shard: str = ""
     probe: Mapping[str, Any] = field(default_factory=dict)
     preset: InitVar[str | None] = None
@@ -97,6 +100,7 @@ class RunConfig:
         _count("workers", self.workers)
         if self.limit is not None:
             _count("limit", self.limit)
+        put(self, "lost_after", _seconds("lost_after", self.lost_after))
         if not isinstance(self.force, bool):
             raise UpbenchError(f"force: expected true or false, got {shown(self.force)}")
 
@@ -209,3 +213,10 @@ def _texts(name: str, value: Any, may_be_empty: bool) -> tuple[str, ...]:
 def _count(name: str, value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UpbenchError(f"{name}: expected a whole number of at least 1, got {shown(value)}")
+
+
+def _seconds(name: str, value: Any) -> float:
+    known = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not known or not 1 <= value <= _LONGEST_WAIT:
+        raise UpbenchError(f"{name}: expected seconds from 1 to {_LONGEST_WAIT} (a week), got {shown(value)}")
+    return float(value)

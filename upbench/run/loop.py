@@ -75,6 +75,7 @@ class _Run:
         self.before = {path: _version(path) for path in self.folder.glob("*.json")}
         self.records: dict[str, Record] = {}
         self.costs: dict[str, dict[str, Any]] = {}
+        self.lost: dict[str, str] = {}  # cells whose worker was lost once, with the reason
 
     def close(self) -> None:
         """Lets go of what this run had claimed."""
@@ -86,6 +87,16 @@ class _Run:
             self.records = finished(self.folder, self.plan)
         todo = [planned for planned in self.plan if planned.cell.key not in self.records]
         self._announce()
+        try:
+            self._run_all(todo)
+        except KeyboardInterrupt:
+            kept = f"{len(self.records)} of {len(self.plan)} cells are kept in {self.folder}"
+            say(f"stopped: {kept}; run the same again to go on")
+            raise
+        return [self.records[planned.cell.key] for planned in self.plan]
+
+    def _run_all(self, todo: Sequence[PlannedCell]) -> None:
+        """Writes a record for each of these cells."""
         pending = [planned for planned in todo if not planned.skip]
         _prepare(self.worker, pending)
         _create(self.folder)
@@ -94,21 +105,15 @@ class _Run:
             if planned.skip:
                 self._keep(self._skipped(planned))
         self.costs = self._measured(pending)
-        try:
-            with bar("cells", total=len(pending)) as progress:
-                self._until_done(pending, progress)
-        except KeyboardInterrupt:
-            kept = f"{len(self.records)} of {len(self.plan)} cells are kept in {self.folder}"
-            say(f"stopped: {kept}; run the same again to go on")
-            raise
-        return [self.records[planned.cell.key] for planned in self.plan]
+        with bar("cells", total=len(pending)) as progress:
+            self._until_done(pending, progress)
 
     def _until_done(self, pending: Sequence[PlannedCell], progress: Bar) -> None:
         """Runs what can be claimed, then looks at the rest until other runs have finished or let go of it."""
         told = False
         while pending:
             others: list[PlannedCell] = []
-            worked = self._run_jobs(self._jobs(pending, others, progress), progress)
+            worked = self._run_jobs(self._jobs(pending, others, progress), others, progress)
             pending = [planned for planned in others if planned.cell.key not in self.records]
             if pending and not worked:
                 if not told:
@@ -139,8 +144,10 @@ class _Run:
                     self._done(record, progress)
                 else:
                     own.append(planned)
-            if own:
-                yield Job(tuple(map(self._as_seen, own)), tuple(self.config.plugins), self.debug)
+            again = [planned for planned in own if planned.cell.key in self.lost]
+            for cells in ([planned for planned in own if planned not in again], *([one] for one in again)):
+                if cells:
+                    yield Job(tuple(map(self._as_seen, cells)), tuple(self.config.plugins), self.debug)
 
     def _as_seen(self, planned: PlannedCell) -> PlannedCell:
         """The cell as a worker takes it: one that is given a GPU sees no other, whichever it is here."""
@@ -157,14 +164,16 @@ class _Run:
                     return record
         return None
 
-    def _run_jobs(self, jobs: Iterable[Job], progress: Bar) -> bool:
-        """Whether there was anything to do."""
-        execute = find_executor(self.config.executor)
+    def _run_jobs(self, jobs: Iterable[Job], again: list[PlannedCell], progress: Bar) -> bool:
+        """Whether there was anything to do; `again` gets the cells that are to be tried once more."""
+        execute, config = find_executor(self.config.executor), self.config
         worked = False
-        with closing(execute(self.worker, jobs, self.config.workers, self._devices())) as outcomes:
+        with closing(
+            execute(self.worker, jobs, config.workers, self._devices(), config.lost_after)
+        ) as outcomes:
             for job, outcome in outcomes:
                 worked = True
-                done = [outcome] if isinstance(outcome, Record) else list(self._lost(job, outcome))
+                done = [outcome] if isinstance(outcome, Record) else list(self._lost(job, outcome, again))
                 for record in done:
                     record = _with_cost(record, self.costs[record.cell.key])
                     write_record(self.folder, record)
@@ -198,13 +207,22 @@ class _Run:
 
         return assemble(planned, "skipped", reason=planned.skip)
 
-    def _lost(self, job: Job, lost: Lost) -> Iterator[Record]:
-        """Failed records for the cells that a dead worker left open."""
+    def _lost(self, job: Job, lost: Lost, again: list[PlannedCell]) -> Iterator[Record]:
+        """Failed records for the cells that were lost before; the others that a dead worker left open are
+        tried once more, each by itself: one of them may have been its death."""
         from upbench.run.describe import assemble
 
         for planned in job.cells:
-            if planned.cell.key not in self.records:
-                yield assemble(planned, "failed", reason=lost.reason)
+            key = planned.cell.key
+            if key in self.records:
+                continue
+            if key in self.lost:
+                once = "" if self.lost[key] == lost.reason else f"; the first time, {self.lost[key]}"
+                yield assemble(planned, "failed", reason=f"tried twice: {lost.reason}{once}")
+            else:
+                self.lost[key] = lost.reason
+                again += [each for each in self.plan if each.cell.key == key]
+                say(f"{planned.cell}: {lost.reason}; it is tried once more")
 
     def _note_names(self) -> None:
         """Writes which images each split had, once for all records: they hold the digest that names the
@@ -260,7 +278,7 @@ class _Run:
             execute = find_executor("inline" if self.config.executor == "inline" else "process")
             with (
                 bar("cost", total=len(missing)) as progress,
-                closing(execute(measure_cost, missing, 1)) as outcomes,
+                closing(execute(measure_cost, missing, 1, (), self.config.lost_after)) as outcomes,
             ):
                 for job, outcome in outcomes:
                     result = {"error": outcome.reason} if isinstance(outcome, Lost) else outcome
@@ -364,6 +382,11 @@ def _held(
         tell(f"{error} (its cell is run again)")
         return None
     if record.cell.key != planned.cell.key or record.status not in statuses:
+        return None
+    from upbench.run.describe import lacks
+
+    if record.status == "ok" and (lack := lacks(planned, record.metrics)):
+        tell(f"{record.cell}: run again, since its record {lack}")
         return None
     if record.inputs != planned.inputs:
         changed = [name for name in planned.inputs if record.inputs.get(name) != planned.inputs[name]]
