@@ -5,11 +5,17 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import reprlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 _LONGEST_NAME = 80
+_HARMLESS = "\n\t\u200c\u200d"  # the last two join letters, and faces into families
+_CONTAINERS = (dict, list, tuple, set, frozenset)
+_BRIEF = reprlib.Repr()  # a value that refers to itself over and over has no end in `repr`
+_BRIEF.maxlevel, _BRIEF.maxdict, _BRIEF.maxlist, _BRIEF.maxtuple = 4, 12, 12, 12
+_BRIEF.maxstring = _BRIEF.maxother = 60
 _REASONS = {
     errno.ENOENT: "there is no such file or folder",
     errno.ENOTDIR: "a part of its path is a file, not a folder",
@@ -40,20 +46,43 @@ class UpbenchError(Exception):
 def printable(text: object) -> str:
     r"""Text as one line that any terminal, file and JSON can hold.
 
-    White space becomes one blank; control characters, those that change the direction of text, and halves of
-    a pair (bytes of a name that are not UTF-8) are written as escapes such as `\x1b`.
+    White space becomes one blank; the rest is written as `harmless` does.
     """
-    words = " ".join(str(text).split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in words)
+    return harmless(" ".join(str(text).split()))
+
+
+def harmless(text: str) -> str:
+    r"""Text, lines and all, that does nothing to a terminal but stand there.
+
+    Control characters, those that change the direction of text, and halves of a pair (bytes of a name that
+    are not UTF-8) are written as escapes such as `\x1b`.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in _HARMLESS else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def named(value: object) -> str:
     """A name or path as an error shows it: in quotes, on one line, shortened in its middle."""
     text = printable(value)
-    if len(text) > _LONGEST_NAME:
-        half = _LONGEST_NAME // 2 - 2
-        text = f"{text[:half]} ... {text[-half:]} ({len(text)} characters)"
-    return f"'{text}'"
+    if len(text) <= _LONGEST_NAME:
+        return f"'{text}'"
+    half = _LONGEST_NAME // 2 - 2
+    return f"'{text[:half]} ... {text[-half:]}' ({len(text)} characters)"
+
+
+def shown(value: Any) -> str:
+    """A value as errors show it: in one line, cut where it is long."""
+    try:
+        text = _BRIEF.repr(value) if isinstance(value, _CONTAINERS) else repr(value)
+    except Exception as error:  # a class whose repr fails, a number of too many digits
+        text = f"a {type(value).__name__} that cannot be shown ({type(error).__name__})"
+    text = printable(text)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 @contextmanager
@@ -94,6 +123,8 @@ def reason(error: BaseException) -> str:
         if error.errno in _REASONS:
             return _REASONS[error.errno]
         return printable(error.strerror or error) or type(error).__name__
+    if isinstance(error, (TypeError, ValueError)):  # what a function says of what it was given
+        return printable(error) or type(error).__name__
     return f"{type(error).__name__}: {printable(error)}"
 
 

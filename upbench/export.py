@@ -24,7 +24,11 @@ from typing import TYPE_CHECKING, Any
 from upbench._version import __version__
 from upbench.contracts.upsampler import Sizes
 from upbench.errors import UpbenchError, unknown
+from upbench.registry import find_method
 from upbench.system.cache import replacing
+from upbench.system.environment import check_sizes
+from upbench.system.outputs import writable_file
+from upbench.values import number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +75,8 @@ def export(
     output_size: tuple[int, int] | None = None,
     batch: int = 1,
     tolerance: float = TOLERANCE,
-    **options: Any,
+    options: Mapping[str, Any] | None = None,
+    **more: Any,
 ) -> Exported:
     """Loads a method and writes it to a file, checked against the method itself.
 
@@ -90,6 +95,7 @@ def export(
         tolerance: Largest difference from the method's own output, relative to its largest value where that
             is above 1.
         options: Options of the method's constructor.
+        more: More of them, as keywords.
 
     Returns:
         What was written.
@@ -98,19 +104,25 @@ def export(
         UpbenchError: Unknown names, sizes that do not fit, a missing package, a method that cannot be
             exported, or a file whose output differs from the method's by more than `tolerance`.
     """
-    from upbench.weights.load import load_method
+    from upbench.weights.load import load_resolved
     from upbench.weights.resolve import resolve
 
+    options = {**(options or {}), **more}
+    cls = find_method(method)
+    cls.check_options(options)
+    number("tolerance", tolerance, 0)
     path = Path(out)
     kind = _format(path, format)
+    writable_file("exported method", path)
     if backbone is not None:
         known = _backbone(backbone)
         channels, stride = channels or known[0], stride or known[1]
     channels, stride = channels or 384, stride or 14
     feature_size = feature_size or (image_size[0] // stride, image_size[1] // stride)
     sizes = Sizes(channels, image_size, feature_size, output_size or image_size, batch)
-    loaded = load_method(method, weights=weights, channels=channels, **options)
-    resolved = resolve(type(loaded), weights)
+    check_sizes(sizes)
+    resolved = resolve(cls, weights)
+    loaded = load_resolved(cls, resolved, channels, options=options)
     entry = resolved.entry
     about = {
         "weights": resolved.name if entry or resolved.path is None else resolved.path.name,
@@ -149,7 +161,7 @@ def export_method(
     """
     import torch
 
-    path = Path(out)
+    path = writable_file("exported method", out)
     kind = _format(path, format)
     _check(method, sizes, kind)
     module = _module(method, sizes.output_size)
@@ -194,9 +206,7 @@ def _check(method: Upsampler, sizes: Sizes, kind: str) -> None:
 
     if method.uses_backbone:
         raise UpbenchError(f"method '{method.name}' cannot be exported: it runs the backbone itself")
-    for name, values in asdict(sizes).items():
-        if min(values if isinstance(values, tuple) else (values,)) < 1:
-            raise UpbenchError(f"{name.replace('_', ' ')} must be positive, got {values}")
+    check_sizes(sizes)
     setting = Setting(
         backbone="",
         channels=sizes.channels,

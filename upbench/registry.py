@@ -6,6 +6,7 @@ import fnmatch
 import hashlib
 import importlib
 import importlib.util
+import os
 import pkgutil
 import sys
 from collections.abc import Iterable
@@ -14,7 +15,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from upbench.errors import UpbenchError, unknown
+from upbench.errors import UpbenchError, named, system_errors, unknown
+from upbench.values import existing_file, existing_folder
 
 if TYPE_CHECKING:
     from upbench.contracts.dataset import Dataset
@@ -37,12 +39,13 @@ def load_plugin_file(path: str | Path) -> None:
     Raises:
         UpbenchError: The file is missing, is not Python, raises on import, or registers nothing.
     """
-    file = Path(path).expanduser().resolve()
-    if not file.is_file():
-        raise UpbenchError(f"plugin file not found: {path}")
+    file = existing_file("plugin file", path)
     if file.suffix != ".py":
         raise UpbenchError(f"plugin file must end in .py: {path}")
-    name = f"upbench_plugin_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    with system_errors("read plugin file", path):
+        file = file.resolve()
+        file.read_bytes()
+    name = f"upbench_plugin_{file.stem}_{hashlib.sha256(os.fsencode(file)).hexdigest()[:8]}"
     if name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(name, file)
@@ -156,18 +159,16 @@ def open_dataset(spec: str) -> Dataset:
     Raises:
         UpbenchError: Unknown name, or a folder that is needed, missing, or not such a dataset.
     """
-    import os
-
     name, _, folder = spec.partition(":")
     cls = find_dataset(name)
-    root = Path(folder).expanduser() if folder else None
+    root = Path(folder) if folder else None
     data = os.environ.get("UPBENCH_DATA")
     if root is None and cls.needs_root and data:
         root = Path(data) / name
     if root is None and cls.needs_root:
         raise UpbenchError(f"dataset '{name}' needs its folder: write {name}:/path, or set UPBENCH_DATA")
-    if root is not None and not root.is_dir():
-        raise UpbenchError(f"dataset folder not found: {root}")
+    if root is not None:
+        root = existing_folder("dataset folder", root)
     return cls(root)
 
 
@@ -185,6 +186,8 @@ def match_names(kind: str, pattern: str, names: Iterable[str]) -> list[str]:
     found = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
     if not found:
         if any(c in pattern for c in "*?["):
-            raise UpbenchError(f"no {kind} matches '{pattern}'; known: {', '.join(sorted(names)) or 'none'}")
+            raise UpbenchError(
+                f"no {kind} matches {named(pattern)}; known: {', '.join(sorted(names)) or 'none'}"
+            )
         raise unknown(kind, pattern, names, f"see 'upbench list {kind}s'")
     return found

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from upbench.errors import UpbenchError
+from upbench.errors import UpbenchError, named, printable
+from upbench.system.outputs import emit
+from upbench.values import LARGEST_CHANNELS, LARGEST_SIDE, whole
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,6 +23,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UpbenchError(f"{message}; see '{self.prog} --help'")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Help and version: what cannot be written is told, where argparse would be silent."""
+        emit(message, end="")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +41,27 @@ class Command:
 
 def integer(text: str) -> int:
     """A whole number, as an argument's `type`."""
+    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text.strip()):
+        raise argparse.ArgumentTypeError(f"expected a whole number, got {named(text)}")
+    return int(text)
+
+
+def real(text: str) -> float:
+    """A finite number, as an argument's `type`."""
     try:
-        return int(text)
+        value = float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a whole number, got '{text}'") from None
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"expected a number, got {named(text)}")
+    return value
+
+
+def check_sizes(arguments: argparse.Namespace) -> None:
+    """Raises UpbenchError for channels, a stride or a batch that nothing can have."""
+    for name, most in (("channels", LARGEST_CHANNELS), ("stride", LARGEST_SIDE), ("batch", 100_000)):
+        if (value := getattr(arguments, name)) is not None:
+            whole(f"--{name}", value, most=most)
 
 
 def number(text: str) -> float:
@@ -50,14 +74,15 @@ def number(text: str) -> float:
 
 def settings(flag: str, pairs: Sequence[str]) -> dict[str, Any]:
     """`KEY=VALUE` words as a mapping; a value is read as YAML reads it."""
-    import yaml
+    from upbench.system.yaml_text import read_value
 
-    found = {}
+    found: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key or not value:
-            raise UpbenchError(f"{flag}: expected KEY=VALUE, got '{pair}'")
-        # YAML wants a point in a float with an exponent; people write 1e-3
-        number = re.fullmatch(r"[+-]?\d+(\.\d*)?e[+-]?\d+", value, re.IGNORECASE)
-        found[key.replace("-", "_")] = float(value) if number else yaml.safe_load(value)
+            raise UpbenchError(f"{flag}: expected KEY=VALUE, got {named(pair)}")
+        name = key.replace("-", "_")
+        if name in found:
+            raise UpbenchError(f"{flag}: {named(key)} is given twice")
+        found[name] = read_value(f"{flag} {printable(key)[:60]}", value)
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from upbench.cli._parser import Command
 from upbench.errors import unknown
@@ -25,14 +24,16 @@ def call(arguments: argparse.Namespace) -> int:
     if arguments.kind not in KINDS:
         raise unknown("kind", arguments.kind, KINDS)
     from upbench.cli import describing
+    from upbench.cli.listing import as_json
     from upbench.registry import load_plugin_files
+    from upbench.system.outputs import emit
 
     load_plugin_files(arguments.plugin)
     facts = describing.facts(arguments.kind, arguments.name)
     if arguments.json:
-        print(json.dumps(facts, indent=1, ensure_ascii=False, default=str))
+        emit(as_json(facts))
     else:
-        print(describing.as_text(facts))
+        emit(describing.as_text(facts))
     return 0
 
 

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -23,26 +24,42 @@ from upbench.cli.profile import COMMAND as PROFILE
 from upbench.cli.report import COMMAND as REPORT
 from upbench.cli.run import COMMAND as RUN
 from upbench.cli.train import COMMAND as TRAIN
-from upbench.errors import UpbenchError, unknown
+from upbench.errors import UpbenchError, named, reason, unknown
+from upbench.system.outputs import complain, drop, emit, flush, prepare_streams
+
+TRACEBACK = "UPBENCH_TRACEBACK"
+"""Environment variable: where it is set, errors come with the traceback that developers read."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
+    prepare_streams()
     try:
         with _orderly_termination():
             code = _main(list(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()
+        flush()
         return code
     except UpbenchError as error:
-        print(f"upbench: error: {error}", file=sys.stderr)
-        return 2
+        return _refused(str(error))
     except _Terminated:
         return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:  # the reader (head, less) has seen enough; nothing may be flushed to it at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop(sys.stdout)
         return 0
+    except (OSError, MemoryError, RecursionError, UnicodeError) as error:  # the last net: no place foresaw it
+        name = getattr(error, "filename", None)
+        thing = f" at {named(os.fsdecode(name))}" if isinstance(name, (str, bytes)) else ""
+        return _refused(f"cannot go on{thing}: {reason(error)}; {TRACEBACK}=1 shows where")
+
+
+def _refused(text: str) -> int:
+    """Says why a command ended, within an exception's handler."""
+    if os.environ.get(TRACEBACK):
+        complain(traceback.format_exc().rstrip(), longest=None)
+    complain(f"upbench: error: {text}")
+    return 2
 
 
 class _Terminated(KeyboardInterrupt):
@@ -71,17 +88,21 @@ def _main(argv: list[str]) -> int:
     if first is not None and argv[0] == first and first not in _COMMANDS:
         raise unknown("command", first, _COMMANDS, "see 'upbench --help'")
     parser, commands = _parser(first)
-    arguments, extra = parser.parse_known_args(argv)
+    try:
+        arguments, extra = parser.parse_known_args(argv)
+    except SystemExit as end:  # after --help and --version
+        return int(end.code or 0)
     if extra:
         options = commands[arguments.command]._option_string_actions if arguments.command else {}
         flag = next((word for word in extra if word.startswith("--")), None)
         if flag is None:
-            raise UpbenchError(f"unexpected argument '{extra[0]}'; see 'upbench {arguments.command} --help'")
+            usage = f"see 'upbench {arguments.command} --help'"
+            raise UpbenchError(f"unexpected argument {named(extra[0])}; {usage}")
         raise unknown(
             "option", flag.partition("=")[0], [option for option in options if option.startswith("--")]
         )
     if arguments.command is None:
-        parser.print_help()
+        emit(parser.format_help(), end="")
         return 0
     code: int = _COMMANDS[arguments.command].call(arguments)
     return code

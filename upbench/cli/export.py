@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from upbench.cli._parser import Command, integer, settings
-from upbench.errors import UpbenchError
+from upbench.cli._parser import Command, check_sizes, integer, real, settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output-size", metavar="N|HxW", help="of the output (default: that of the image)")
     add("--batch", type=integer, default=1, metavar="N", help="images at a time (default: %(default)s)")
     add("--options", action="append", metavar="KEY=VALUE", help="an option of the method; repeatable")
-    add("--tolerance", type=float, default=1e-4, metavar="X", help="of the check (default: %(default)s)")
+    add("--tolerance", type=real, default=1e-4, metavar="X", help="of the check (default: %(default)s)")
     add("--plugin", action="append", default=[], metavar="FILE.py", help="a file with plugins; repeatable")
 
 
@@ -32,14 +31,13 @@ def call(arguments: argparse.Namespace) -> int:
     from upbench.export import export
     from upbench.registry import load_plugin_files
     from upbench.results.cell import MethodSpec
+    from upbench.system.outputs import emit
 
-    for name in ("channels", "stride", "batch"):
-        if (value := getattr(arguments, name)) is not None and value < 1:
-            raise UpbenchError(f"--{name} must be at least 1, got {value}")
+    check_sizes(arguments)
     load_plugin_files(arguments.plugin)
     spec = MethodSpec.parse(arguments.method)
     image, features, output = (
-        parse_size(text) if text else None
+        parse_size(text) if text is not None else None
         for text in (arguments.image_size, arguments.feature_size, arguments.output_size)
     )
     assert image is not None
@@ -56,13 +54,13 @@ def call(arguments: argparse.Namespace) -> int:
         output_size=output,
         batch=arguments.batch,
         tolerance=arguments.tolerance,
-        **settings("--options", arguments.options or []),
+        options=settings("--options", arguments.options or []),
     )
     if done.difference is None:
         checked = "not checked, as onnxruntime is not installed"
     else:
         checked = f"checked: differs from {spec.name} by at most {done.difference:.1e}"
-    print(f"{done.path}  {done.path.stat().st_size / 1e6:.1f} MB, {checked}")
+    emit(f"{done.path}  {done.path.stat().st_size / 1e6:.1f} MB, {checked}")
     return 0
 
 

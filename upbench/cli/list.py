@@ -25,10 +25,11 @@ def call(arguments: argparse.Namespace) -> int:
         raise unknown("list", arguments.what, LISTS)
     from upbench.cli import listing
     from upbench.registry import load_plugin_files
+    from upbench.system.outputs import emit
 
     load_plugin_files(arguments.plugin)
     rows = listing.rows(arguments.what)
-    print(listing.as_json(rows) if arguments.json else listing.as_text(rows))
+    emit(listing.as_json(rows) if arguments.json else listing.as_text(rows))
     return 0
 
 

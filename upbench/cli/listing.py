@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
-from upbench.errors import unknown
+from upbench.errors import printable, unknown
 from upbench.registry import plugins
 
 if TYPE_CHECKING:
@@ -40,9 +40,10 @@ def rows(what: str) -> list[Row]:
     return list(lists[what]())
 
 
-def as_json(found: Iterable[Row]) -> str:
-    """Rows as JSON, with every field."""
-    return json.dumps(list(found), indent=1, ensure_ascii=False)
+def as_json(found: Any) -> str:
+    """Rows, or the facts of one thing, as JSON with every field. What a terminal would obey is escaped."""
+    text = json.dumps(found, indent=1, ensure_ascii=False, default=str)
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 def as_text(found: Iterable[Row]) -> str:
@@ -176,5 +177,5 @@ def text_of(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else ""
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(str, value))
-    return "" if value is None else " ".join(str(value).split())
+        return printable(", ".join(map(str, value)))
+    return "" if value is None else printable(value)

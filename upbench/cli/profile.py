@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from upbench.cli._parser import Command, integer
+from upbench.cli._parser import Command, check_sizes, integer
 from upbench.errors import UpbenchError
 from upbench.run.config import DEVICES, DTYPES
 
@@ -27,16 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def call(arguments: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
-    for name in ("channels", "stride", "batch"):
-        if (value := getattr(arguments, name)) is not None and value < 1:
-            raise UpbenchError(f"--{name} must be at least 1, got {value}")
-    from pathlib import Path
-
+    check_sizes(arguments)
     from upbench.cli import listing
     from upbench.cost import profile as profiling
     from upbench.registry import load_plugin_files
     from upbench.results.records import write_json
+    from upbench.system.outputs import emit, writable_file
 
+    out = writable_file("measurements", arguments.out) if arguments.out is not None else None
     load_plugin_files(arguments.plugin)
     costs = list(
         profiling.profile(
@@ -55,11 +53,11 @@ def call(arguments: argparse.Namespace) -> int:
         raise UpbenchError(
             "no method is left: all that were asked for run the backbone; name one with --backbone"
         )
-    if arguments.out:
-        write_json(Path(arguments.out), costs)
-    print(listing.as_text(profiling.table_row(cost) for cost in costs))
+    if out is not None:
+        write_json(out, costs)
+    emit(listing.as_text(profiling.table_row(cost) for cost in costs))
     first = costs[0]
-    print(f"{first['hardware']}; {first['dtype']}, batch {arguments.batch}, {first['channels']} channels")
+    emit(f"{first['hardware']}; {first['dtype']}, batch {arguments.batch}, {first['channels']} channels")
     return 0
 
 

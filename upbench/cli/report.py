@@ -40,6 +40,7 @@ def call(arguments: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
     from upbench.results.records import load_records
     from upbench.results.report import show, write
+    from upbench.system.outputs import writable_file
 
     for name, value, choices in (
         ("format", arguments.format, FORMATS),
@@ -47,10 +48,11 @@ def call(arguments: argparse.Namespace) -> int:
     ):
         if value not in choices:
             raise unknown(name, value, choices)
+    place = writable_file("table", arguments.out) if arguments.out is not None else None
     records = load_records(arguments.folders)
     options = {"metrics": arguments.metrics, "against": arguments.against}
-    if arguments.out:
-        write(records, arguments.format, arguments.out, **options)
+    if place is not None:
+        write(records, arguments.format, place, **options)
     else:
         show(records, arguments.format, **options)
     return 0

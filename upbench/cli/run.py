@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 
 from upbench.cli._parser import Command, integer, number, settings
 from upbench.run.config import DEVICES, DTYPES, EXECUTORS, RunConfig
@@ -66,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def call(arguments: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
+    from upbench.system.outputs import complain, emit, flush
     from upbench.system.progress import be_quiet
 
     names = {field.name for field in dataclasses.fields(RunConfig)}
@@ -78,18 +78,21 @@ def call(arguments: argparse.Namespace) -> int:
         from upbench.run.preview import preview
 
         rows, notes = preview(config)
-        print("\n".join([as_text(rows), *notes]))
+        emit("\n".join([as_text(rows), *notes]))
         return 0
     from upbench.run.loop import run
 
     records = run(config, debug=arguments.pdb)
-    if not arguments.quiet:
-        from upbench.results.report import show
-
-        show(records, "md")
     failed = [record for record in records if record.status == "failed"]
-    for record in failed:
-        print(f"upbench: failed: {record.cell}: {record.reason}", file=sys.stderr)
+    try:
+        if not arguments.quiet:
+            from upbench.results.report import show
+
+            show(records, "md")
+            flush()
+    finally:
+        for record in failed:
+            complain(f"upbench: failed: {record.cell}: {record.reason}")
     return 1 if failed else 0
 
 

@@ -8,7 +8,7 @@ import re
 import signal
 from typing import Any
 
-from upbench.cli._parser import Command, integer, settings
+from upbench.cli._parser import Command, integer, real, settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,14 +41,15 @@ def call(arguments: argparse.Namespace) -> int:
     views = ViewConfig(**{name: value for name, value in given.items() if name in names[ViewConfig]})
     config = TrainConfig(views=views, **{n: v for n, v in given.items() if n in names[TrainConfig]})
     load_plugin_files(arguments.plugin)
+    from upbench.system.outputs import emit
     from upbench.train.loop import train
 
     result = train(config)
     if not result.finished:
         return 128 + (result.stopped_by or signal.SIGINT)
-    print(f"{result.out}  sha256 {result.sha256}")
+    emit(f"{result.out}  sha256 {result.sha256}")
     if result.val_cosine is not None:
-        print(f"cosine similarity {result.val_cosine:.4f}, bilinear {result.val_bilinear:.4f}")
+        emit(f"cosine similarity {result.val_cosine:.4f}, bilinear {result.val_bilinear:.4f}")
     return 0
 
 
@@ -60,7 +61,7 @@ def _add_field(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], t
         "" if required or field.default in (None, (), dataclasses.MISSING) else f" (default: {field.default})"
     )
     text = (text + shown).replace("%", "%%")
-    number = float if "float" in kind else integer if "int" in kind else str
+    number = real if "float" in kind else integer if "int" in kind else str
     if kind == "bool":
         parser.add_argument(flag, action="store_true", default=None, help=text)
     elif kind.startswith("dict"):

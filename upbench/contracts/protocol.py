@@ -15,7 +15,6 @@ Any change that can move a number raises `version`.
 from __future__ import annotations
 
 import dataclasses
-import math
 from abc import ABC
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,10 +23,11 @@ from typing import Any, ClassVar
 from upbench.contracts.geometry import SAMPLINGS, Geometry, Size
 from upbench.contracts.registered import Registered
 from upbench.errors import UpbenchError, nearest, unknown
+from upbench.values import LARGEST_SIDE, choice, flag, number, whole
 
 OPTIMIZERS = ("adamw", "nadam", "adam")
 SCHEDULES = ("cosine", "constant", "epoch_cosine", "oscillating", "half_cosine")
-_CHOICES: dict[str, tuple[Any, ...]] = {
+_CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
     "bias_lr": ("scaled", "common"),
@@ -35,16 +35,14 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "cls_token": ("", "plain", "unit"),
     "order": ("own", "shared"),
 }
-_RANGES: dict[str, tuple[float, float, bool]] = {  # low, high, whether low itself is allowed
-    "epochs": (1, 100_000, True),
-    "batch_size": (1, 100_000, True),
-    "lr": (0, 10, False),
-    "weight_decay": (0, 10, True),
-    "warmup": (0, 1, True),
-    "lr_floor": (0, 1, True),
-    "crop": (0, 1, False),
-    "shrinkage": (0, 1000, True),
-    "flip": (0, 1, True),
+_RANGES: dict[str, tuple[float, float, bool]] = {  # low, high, whether the value must be above low
+    "lr": (0, 10, True),
+    "weight_decay": (0, 10, False),
+    "warmup": (0, 1, False),
+    "lr_floor": (0, 1, False),
+    "crop": (0, 1, True),
+    "shrinkage": (0, 1000, False),
+    "flip": (0, 1, False),
 }
 
 
@@ -100,21 +98,14 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise unknown(f"probe {name}", str(getattr(self, name)), [str(c) for c in choices])
-        if not isinstance(self.decay_bias, bool):
-            raise UpbenchError(f"probe decay_bias must be true or false, got {self.decay_bias!r}")
-        for name, (low, high, closed) in _RANGES.items():
+            choice(f"probe {name}", getattr(self, name), choices)
+        flag("probe decay_bias", self.decay_bias)
+        for name in ("epochs", "batch_size"):
+            whole(f"probe {name}", getattr(self, name), most=100_000)
+        for name, (low, high, above) in _RANGES.items():
             value = getattr(self, name)
-            if name == "shrinkage" and value is None:
-                continue
-            whole = name in ("epochs", "batch_size")
-            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-                kind = "a whole number" if whole else "a number"
-                raise UpbenchError(f"probe {name} must be {kind}, got {value!r}")
-            if not (low <= value <= high and math.isfinite(value)) or (value == low and not closed):
-                bracket = "[" if closed else "("
-                raise UpbenchError(f"probe {name} must be in {bracket}{low}, {high}], got {value}")
+            if not (name == "shrinkage" and value is None):
+                number(f"probe {name}", value, low, high, above=above)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for records."""
@@ -137,12 +128,9 @@ class Output:
     side: int = 0
 
     def __post_init__(self) -> None:
-        if self.of not in ("image", "features", "fixed"):
-            raise unknown("output size", self.of, ("image", "features", "fixed"))
-        if self.of == "fixed" and self.side < 1:
-            raise UpbenchError(f"an output of fixed size needs a side, got {self.side}")
-        if not 0 < self.factor < math.inf:
-            raise UpbenchError(f"output factor must be positive and finite, got {self.factor}")
+        choice("output size", self.of, ("image", "features", "fixed"))
+        whole("output side", self.side, int(self.of == "fixed"), LARGEST_SIDE)
+        number("output factor", self.factor, 0, 1000, above=True)
 
     def size(self, image: Size, features: Size) -> Size:
         """(H, W) for an image and its features of these sizes."""
@@ -171,8 +159,8 @@ class Scoring:
 
     def __post_init__(self) -> None:
         for name, choices in (("at", ("output", "frame", "stored")), ("enlarge", ("logits", "labels"))):
-            if getattr(self, name) not in choices:
-                raise unknown(f"scoring '{name}'", getattr(self, name), choices)
+            choice(f"scoring '{name}'", getattr(self, name), choices)
+        flag("scoring 'other'", self.other)
 
 
 class Protocol(Registered, ABC):
@@ -256,12 +244,9 @@ class Protocol(Registered, ABC):
             if not isinstance(getattr(cls, name), kind):
                 raise UpbenchError(f"protocol '{cls.name}': '{name}' must be of class {kind.__name__}")
         for name, choices in cls._CHOICES.items():
-            if getattr(cls, name) not in choices:
-                raise unknown(f"'{name}' of protocol '{cls.name}'", str(getattr(cls, name)), choices)
-        if isinstance(cls.version, bool) or not isinstance(cls.version, int) or cls.version < 1:
-            raise UpbenchError(f"protocol '{cls.name}': version must be a whole number from 1")
-        if not isinstance(cls.task_recipes, bool):
-            raise UpbenchError(f"protocol '{cls.name}': 'task_recipes' must be true or false")
+            choice(f"'{name}' of protocol '{cls.name}'", getattr(cls, name), choices)
+        whole(f"protocol '{cls.name}': version", cls.version)
+        flag(f"protocol '{cls.name}': 'task_recipes'", cls.task_recipes)
         cls._check_names()
 
     @classmethod

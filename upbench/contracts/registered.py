@@ -7,6 +7,7 @@ import sys
 from typing import Any, ClassVar
 
 from upbench.errors import UpbenchError
+from upbench.values import word
 
 
 def origin(cls: type) -> str:
@@ -43,11 +44,10 @@ class Registered:
         name = cls.__dict__.get("name")
         if name is None:
             return
-        if not isinstance(name, str) or not name or any(c in name for c in ":, /\\") or name != name.strip():
-            raise UpbenchError(
-                f"{cls.kind} name {name!r} of {cls.__qualname__} ({origin(cls)}) must be a non-empty word "
-                "without ':', ',', '/' or spaces"
-            )
+        try:
+            word(f"{cls.kind} name", name)
+        except UpbenchError as error:
+            raise UpbenchError(f"{error} ({cls.__qualname__} in {origin(cls)})") from None
         if missing := undefined(cls):
             raise UpbenchError(f"{cls.kind} '{name}' ({origin(cls)}) must define {', '.join(missing)}")
         other = cls.registered.get(name)

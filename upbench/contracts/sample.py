@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from upbench.errors import UpbenchError
+from upbench.errors import UpbenchError, shown
 
 IGNORE = 255
 """Label of pixels that count nowhere."""
@@ -25,6 +25,9 @@ class Camera:
         intrinsics: `[B, 4]` fx, fy, cx, cy in pixels of the image; pixel (i, j) has its centre at
             (i + 0.5, j + 0.5).
         pose: `[B, 4, 4]` camera-to-world, or None for the identity.
+
+    Raises:
+        UpbenchError: Another shape, a number that is not finite, or a focal length that is not positive.
     """
 
     intrinsics: Tensor
@@ -36,6 +39,19 @@ class Camera:
         expected = (self.intrinsics.shape[0], 4, 4)
         if self.pose is not None and tuple(self.pose.shape) != expected:
             raise UpbenchError(f"camera pose must be {list(expected)}, got {list(self.pose.shape)}")
+        self._check_values()
+
+    def _check_values(self) -> None:
+        """Looks at the numbers where that is free; on another device they came from here (`to`)."""
+        if self.intrinsics.device.type != "cpu":
+            return
+        if not self.intrinsics.isfinite().all() or not (self.intrinsics[:, :2] > 0).all():
+            raise UpbenchError(
+                "camera intrinsics must be finite numbers with positive focal lengths, got "
+                f"fx, fy, cx, cy = {shown(self.intrinsics.tolist()[:1])[2:-2]}"
+            )
+        if self.pose is not None and not self.pose.isfinite().all():
+            raise UpbenchError("camera pose must have finite numbers")
 
     def to(self, *args: Any, **kwargs: Any) -> Camera:
         """The same cameras on another device or in another dtype (arguments as `Tensor.to`)."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from upbench.contracts.image import IMAGENET_MEAN, IMAGENET_STD, normalize_image, per_channel
 from upbench.contracts.registered import Registered
 from upbench.contracts.sample import Camera
-from upbench.errors import UpbenchError, unknown
+from upbench.errors import UpbenchError, reason, shown, unknown
+from upbench.values import LARGEST_CHANNELS, whole
 
 if TYPE_CHECKING:
     from upbench.contracts.backbone import Backbone
@@ -328,17 +329,31 @@ class Upsampler(nn.Module, Registered):
         Raises:
             UpbenchError: An option that the method does not have, or a value that it refuses.
         """
+        cls.check_options(options)
+        whole("channels", channels, most=LARGEST_CHANNELS)
+        takes_channels = "channels" in inspect.signature(cls.__init__).parameters
+        try:
+            return cls(channels=channels, **options) if takes_channels else cls(**options)
+        except (TypeError, ValueError, MemoryError, OverflowError) as error:
+            given = shown({"channels": channels, **options})
+            raise UpbenchError(f"method '{cls.name}' refuses {given}: {reason(error)}") from error
+        except RuntimeError as error:
+            if "memory" not in str(error) and "overflow" not in str(error):
+                raise
+            given = shown({"channels": channels, **options})
+            raise UpbenchError(f"method '{cls.name}' with {given} does not fit into memory") from error
+
+    @classmethod
+    def check_options(cls, options: Iterable[str]) -> None:
+        """Whether the constructor has options of these names.
+
+        Raises:
+            UpbenchError: One that it does not have; the nearest is suggested.
+        """
         names = cls.option_names()
         for option in options:
             if option not in names:
                 raise unknown(f"option of method '{cls.name}'", option, names)
-        takes_channels = "channels" in inspect.signature(cls.__init__).parameters
-        try:
-            return cls(channels=channels, **options) if takes_channels else cls(**options)
-        except (TypeError, ValueError) as error:
-            raise UpbenchError(
-                f"method '{cls.name}' refuses {options or {'channels': channels}}: {error}"
-            ) from error
 
     @classmethod
     def options_from(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -140,6 +140,11 @@ def measure(
         if "not implemented for" in str(error):
             text = " ".join(str(error).split())
             raise UpbenchError(f"method '{method.name}' cannot run in {name} on {device}: {text}") from error
+        if "allocate" in str(error):
+            raise UpbenchError(
+                f"method '{method.name}' does not fit into the memory of {device} at an output of "
+                f"{sizes.output_size[0]}x{sizes.output_size[1]} with {channels} channels"
+            ) from error
         raise
     counted, notes = _macs(ready, inputs, sizes.output_size, backbone) if macs else (None, [])
     if ready.uses_backbone:

@@ -6,12 +6,15 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from upbench.contracts.upsampler import Sizes
 from upbench.cost import measure as cost
-from upbench.errors import UpbenchError
+from upbench.errors import UpbenchError, named
 from upbench.features import backbones
 from upbench.registry import match_names, plugins
 from upbench.results.cell import MethodSpec
+from upbench.system.environment import check_sizes
 from upbench.system.progress import say, track
+from upbench.values import LARGEST_SIDE, whole
 from upbench.weights.load import load_method
 
 
@@ -44,8 +47,9 @@ def profile(
         `Cost.to_dict()` with the method's row name in front, one a method and size.
 
     Raises:
-        UpbenchError: An unknown name, a size that is too small for the stride, a device that is not there,
-            channels or a stride that are not the backbone's, or a method that runs the backbone without one.
+        UpbenchError: An unknown name, a size that is too small for the stride or too large for the memory, a
+            device that is not there, channels or a stride that are not the backbone's, or a method that runs
+            the backbone without one.
     """
     import torch
 
@@ -60,6 +64,8 @@ def profile(
     for size in sizes:
         if min(size) < stride:
             raise UpbenchError(f"size {size[0]}x{size[1]} is smaller than the stride {stride}")
+        feature_size = (size[0] // stride, size[1] // stride)
+        check_sizes(Sizes(channels, size, feature_size, output or size, batch), device)
     pairs = _matches(methods, with_backbone=running is not None)
     jobs = [(name, spec, size) for name, spec in ((name, spec) for spec, name in pairs) for size in sizes]
     for name, spec, (height, width) in track(jobs, "profile"):
@@ -123,7 +129,9 @@ def parse_size(text: str) -> tuple[int, int]:
     Raises:
         UpbenchError: Neither of these.
     """
-    found = re.fullmatch(r"(\d+)(?:x(\d+))?", text.strip())
-    if not found or not int(found[1]) or found[2] == "0":
-        raise UpbenchError(f"expected a size such as 448 or 480x640, got '{text}'")
-    return int(found[1]), int(found[2] or found[1])
+    found = re.fullmatch(r"([0-9]{1,18})(?:x([0-9]{1,18}))?", text.strip())
+    if not found or not int(found[1]) or (found[2] and not int(found[2])):
+        raise UpbenchError(f"expected a size such as 448 or 480x640, got {named(text)}")
+    height, width = int(found[1]), int(found[2] or found[1])
+    whole(f"a side of size {named(text)}", max(height, width), most=LARGEST_SIDE)
+    return height, width

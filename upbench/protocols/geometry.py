@@ -7,17 +7,16 @@ from dataclasses import dataclass
 
 from upbench.contracts.geometry import FILTERS, Frame, Geometry, Size
 from upbench.errors import UpbenchError, unknown
+from upbench.values import LARGEST_SIDE, choice, whole
 
 
 def _positive(**sizes: int) -> None:
     for name, value in sizes.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UpbenchError(f"geometry: {name} must be a whole number of at least 1, got {value!r}")
+        whole(f"geometry: {name}", value, most=LARGEST_SIDE)
 
 
 def _known(filter: str) -> None:
-    if filter not in FILTERS:
-        raise unknown("filter", filter, FILTERS)
+    choice("filter", filter, tuple(FILTERS))
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,12 @@ from typing import Any
 
 from upbench.dense.camera import CameraChoice
 from upbench.errors import UpbenchError
+from upbench.errors import shown as shown
+from upbench.values import label as checked_label
+from upbench.values import number, text, whole
 
 _PLAIN = (str, int, float, bool, type(None))
+_LARGEST = 2**63  # what records hold
 
 
 @dataclass(frozen=True)
@@ -42,29 +46,32 @@ class MethodSpec:
         method.
 
         Raises:
-            UpbenchError: Neither of these, no name, or an option that is not a plain value.
+            UpbenchError: Neither of these, no name, an option that is not a plain value, or text that no
+                record can hold and no line can show.
         """
         if isinstance(entry, MethodSpec):
-            return entry
+            entry = {field.name: getattr(entry, field.name) for field in fields(entry)}
         if isinstance(entry, str):
             name, colon, weights = entry.strip().partition(":")
             if not name or (colon and not weights):
-                raise UpbenchError(f"methods: expected NAME or NAME:WEIGHTS, got {entry!r}")
-            return cls(name, weights or "default")
+                raise UpbenchError(f"methods: expected NAME or NAME:WEIGHTS, got {shown(entry)}")
+            return cls(text("methods: name", name), text("methods: weights", weights or "default"))
         if not isinstance(entry, Mapping):
             raise UpbenchError(f"methods: expected a name or a mapping with 'name', got {shown(entry)}")
         rest = {str(key): value for key, value in entry.items()}
         name, weights = rest.pop("name", ""), rest.pop("weights", "default")
         camera, label, nested = rest.pop("camera", ""), rest.pop("label", ""), rest.pop("options", {})
-        for key, value in (("name", name), ("weights", weights), ("camera", camera), ("label", label)):
-            if not isinstance(value, str):
-                raise UpbenchError(f"methods: '{key}' must be text, got {shown(value)}")
+        for key, value in (("name", name), ("weights", weights), ("camera", camera)):
+            text(f"methods: '{key}'", value, empty=True)
+        checked_label(f"methods: 'label' of {shown(name)}", label)
         camera = str(CameraChoice.parse(camera))
         if not name or not weights:
             raise UpbenchError(
                 f"methods: {shown(dict(entry))} needs a 'name', and 'weights' must not be empty"
             )
-        options = {**rest, **plain_mapping("methods: 'options'", nested)}
+        if twice := set(rest) & set(plain_mapping("methods: 'options'", nested)):
+            raise UpbenchError(f"methods: option {shown(min(twice))} of '{name}' is given twice")
+        options = {**rest, **nested}
         return cls(name, weights, plain_mapping(f"methods: options of '{name}'", options), camera, label)
 
     def __hash__(self) -> int:
@@ -168,18 +175,20 @@ class Cell:
         return f"{self.method.title} · {self.task} · {self.dataset} · {self.backbone}"
 
 
-def shown(value: Any) -> str:
-    """A value as errors show it: in one line, cut where it is long."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def plain_mapping(name: str, value: Any) -> dict[str, Any]:
     """A mapping of text to what JSON can hold, so that a cell has a stable key."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise UpbenchError(f"{name}: expected a mapping, got {shown(value)}")
     for key, item in value.items():
         parts = item if isinstance(item, (list, tuple)) else [item]
+        text(f"{name}: a key", key)
         if not all(isinstance(part, _PLAIN) for part in parts):
             raise UpbenchError(f"{name}: '{key}' must be a plain value or a list of them, got {shown(item)}")
+        for part in parts:
+            if isinstance(part, str):
+                text(f"{name}: '{key}'", part, empty=True)
+            elif isinstance(part, float):
+                number(f"{name}: '{key}'", part)
+            elif isinstance(part, int) and not isinstance(part, bool):
+                whole(f"{name}: '{key}'", part, -_LARGEST, _LARGEST)
     return {key: list(item) if isinstance(item, tuple) else item for key, item in value.items()}

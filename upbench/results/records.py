@@ -21,6 +21,7 @@ from upbench.results.cell import Cell, shown
 from upbench.results.layout import STATUSES, check, check_first
 from upbench.system.cache import replacing
 from upbench.system.reading import read_file
+from upbench.values import user_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -256,7 +257,7 @@ def record_files(path: str | Path) -> list[Path]:
         UpbenchError: There is no such file or folder, or it holds no record.
     """
     with system_errors("look for records in", path):
-        place = Path(path).expanduser()
+        place = user_path(path)
         if not place.exists():
             raise UpbenchError(f"no records: {named(place)} does not exist")
         if not place.is_dir():

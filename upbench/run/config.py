@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from upbench.contracts.weights import DEFAULT_BACKBONE
-from upbench.errors import UpbenchError, unknown
+from upbench.errors import UpbenchError, named, shown, unknown
 from upbench.registry import match_names
-from upbench.results.cell import MethodSpec, plain_mapping, shown
+from upbench.results.cell import MethodSpec, plain_mapping
+from upbench.system.yaml_text import read_mapping
+from upbench.values import LARGEST_SEEDS, flag, number, text, user_path, whole
 
 DEVICES = ("auto", "cpu", "cuda")
 """Also "cuda:N", for one of several GPUs."""
 DTYPES = ("float32", "bfloat16")
 EXECUTORS = ("inline", "process", "ray")
 _LONGEST_WAIT = 604800
+_MOST_WORKERS = 1024
 
 
 @dataclass(frozen=True)
@@ -88,21 +91,20 @@ class RunConfig:
         for name in ("tasks", "backbones", "datasets", "plugins"):
             put(self, name, _texts(name, getattr(self, name), may_be_empty=name in ("datasets", "plugins")))
         for name in ("protocol", "device", "dtype", "executor", "out"):
-            value = getattr(self, name)
-            put(self, name, _text(name, str(value) if isinstance(value, Path) else value))
+            put(self, name, _text(name, getattr(self, name)))
+        user_path(self.out)
         for name, choices in (("device", DEVICES), ("dtype", DTYPES), ("executor", EXECUTORS)):
             value = getattr(self, name)
-            if value not in choices and not (name == "device" and re.fullmatch(r"cuda:\d{1,3}", value)):
+            if value not in choices and not (name == "device" and re.fullmatch(r"cuda:[0-9]{1,3}", value)):
                 raise unknown(name, value, choices)
         put(self, "probe", plain_mapping("probe", self.probe))
         self.part()
-        _count("seeds", self.seeds)
-        _count("workers", self.workers)
+        whole("seeds", self.seeds, most=LARGEST_SEEDS)
+        whole("workers", self.workers, most=_MOST_WORKERS)
         if self.limit is not None:
-            _count("limit", self.limit)
-        put(self, "lost_after", _seconds("lost_after", self.lost_after))
-        if not isinstance(self.force, bool):
-            raise UpbenchError(f"force: expected true or false, got {shown(self.force)}")
+            whole("limit", self.limit)
+        put(self, "lost_after", float(number("lost_after", self.lost_after, 1, _LONGEST_WAIT)))
+        flag("force", self.force)
 
     @classmethod
     def load(cls, file: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> RunConfig:
@@ -111,18 +113,18 @@ class RunConfig:
         Raises:
             UpbenchError: The file is missing or is not a YAML mapping, a key is unknown, or a value is wrong.
         """
-        values = read_yaml(file) if file is not None else {}
+        values = read_mapping("config file", file) if file is not None else {}
         known = [*(f.name for f in fields(cls)), "preset"]
         for key in values:
             if key not in known:
-                raise unknown("key", key, known, f"in {file}")
+                raise unknown("key", key, known, f"in {named(file)}")
         given = {key: value for key, value in (overrides or {}).items() if value is not None}
         if {"protocol", "preset"} & set(given):
             values = {key: value for key, value in values.items() if key not in ("protocol", "preset")}
         try:
             return cls(**{**values, **given})
         except UpbenchError as error:
-            where = f" (in {file})" if file is not None and set(values) - set(given) else ""
+            where = f" (in {named(file)})" if file is not None and set(values) - set(given) else ""
             raise UpbenchError(f"{error}{where}") from None
 
     def to_dict(self) -> dict[str, Any]:
@@ -162,34 +164,13 @@ class RunConfig:
         """
         if self.shard == "":
             return 1, 1
-        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", self.shard) if isinstance(self.shard, str) else None
+        found = (
+            re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", self.shard) if isinstance(self.shard, str) else None
+        )
         index, count = (int(found[1]), int(found[2])) if found else (0, 0)
         if not 1 <= index <= count:
             raise UpbenchError(f"shard: expected I/N with 1 <= I <= N, as in 2/4, got {shown(self.shard)}")
         return index, count
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file; an empty file is an empty mapping.
-
-    Raises:
-        UpbenchError: The file cannot be read, is not YAML, or is not a mapping.
-    """
-    import yaml
-
-    try:
-        data = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UpbenchError(f"config file not found: {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UpbenchError(f"cannot read config file {path}: {error}") from None
-    except yaml.YAMLError as error:
-        raise UpbenchError(f"config file {path} is not YAML: {' '.join(str(error).split())}") from None
-    if data is None:
-        return {}
-    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise UpbenchError(f"config file {path} must be a mapping of settings, got {shown(data)}")
-    return data
 
 
 def _unique(items: Iterable[str]) -> tuple[str, ...]:
@@ -197,9 +178,12 @@ def _unique(items: Iterable[str]) -> tuple[str, ...]:
 
 
 def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise UpbenchError(f"{name}: expected text, got {shown(value)}")
-    return value.strip()
+    """Text without blanks around it; a path may hold what no other text may, since files have such names."""
+    if isinstance(value, Path):
+        return str(value)
+    if name in ("out", "plugins", "datasets") and isinstance(value, str) and value.strip():
+        return value.strip()
+    return text(name, value).strip()
 
 
 def _texts(name: str, value: Any, may_be_empty: bool) -> tuple[str, ...]:
@@ -207,16 +191,4 @@ def _texts(name: str, value: Any, may_be_empty: bool) -> tuple[str, ...]:
         value = str(value).split(",")
     if not isinstance(value, Sequence) or not (value or may_be_empty):
         raise UpbenchError(f"{name}: expected a list of names, got {shown(value)}")
-    return tuple(_text(name, str(item) if isinstance(item, Path) else item) for item in value)
-
-
-def _count(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UpbenchError(f"{name}: expected a whole number of at least 1, got {shown(value)}")
-
-
-def _seconds(name: str, value: Any) -> float:
-    known = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not known or not 1 <= value <= _LONGEST_WAIT:
-        raise UpbenchError(f"{name}: expected seconds from 1 to {_LONGEST_WAIT} (a week), got {shown(value)}")
-    return float(value)
+    return tuple(_text(name, item) for item in value)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from upbench.errors import UpbenchError
+from upbench.errors import UpbenchError, system_errors
 from upbench.results.layout import check_cost
 from upbench.results.records import FOLDER, Record, Spread, parse_json, read_record, write_json, write_record
 from upbench.run.claims import Claims
@@ -25,6 +25,7 @@ from upbench.system.cache import replacing
 from upbench.system.environment import without_home
 from upbench.system.progress import Bar, bar, duration, say
 from upbench.system.reading import read_file
+from upbench.values import user_path
 
 if TYPE_CHECKING:
     from upbench.run.jobs import Job, PlannedCell
@@ -55,8 +56,9 @@ def run(config: RunConfig, debug: bool = False) -> list[Record]:
 
     if debug and config.executor != "inline":
         raise UpbenchError("a debugger needs the executor 'inline'")
-    out = Path(config.out).expanduser()
-    _check_folder(out / FOLDER)
+    out = user_path(config.out)
+    with system_errors("make the output folder", config.out):
+        _check_folder(out / FOLDER)
     worker = Worker()
     plan = make_plan(config, worker.backbone)
     with closing(_Run(config, debug, out, worker, plan)) as state:

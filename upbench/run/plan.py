@@ -19,7 +19,7 @@ from upbench.contracts.protocol import Protocol
 from upbench.contracts.task import Task
 from upbench.contracts.upsampler import Setting, Upsampler
 from upbench.dense.camera import CameraChoice
-from upbench.errors import UpbenchError, unknown
+from upbench.errors import UpbenchError, printable, unknown
 from upbench.features import backbones
 from upbench.registry import find_method, find_protocol, find_task, load_plugin_files, open_dataset, plugins
 from upbench.results.cell import Cell, MethodSpec
@@ -247,7 +247,7 @@ class _Crossing:
             self._skips[spec] = _skip_method(planned, named)
         if self._skips[spec]:
             return self._skips[spec]
-        if reason := _asked(lambda: planned.task.skip_reason(planned.dataset, self.protocol)):
+        if reason := _reason(planned.task.skip_reason, planned.dataset, self.protocol):
             return reason
         if CameraChoice.parse(spec.camera).dataset and not self.data.has_camera:
             return f"dataset '{planned.dataset.name}' has no cameras"
@@ -293,9 +293,7 @@ def _method(spec: MethodSpec) -> _Method:
             not there.
     """
     cls = find_method(spec.name)
-    for option in spec.options:
-        if option not in cls.option_names():
-            raise unknown(f"option of method '{spec.name}'", option, cls.option_names())
+    cls.check_options(spec.options)
     if spec.camera and not cls.uses_camera:
         raise UpbenchError(f"method '{spec.name}' uses no camera")
     weights = resolve(cls, spec.weights)
@@ -305,6 +303,13 @@ def _method(spec: MethodSpec) -> _Method:
         "weights": {name: value for name, value in told.items() if value is not None or name == "sha256"},
     }
     return _Method(spec, cls, weights, inputs)
+
+
+def _reason(skip_reason: Callable[..., Any], *arguments: Any) -> str | None:
+    """Why a plugin cannot run, as it says; None where it can, fails to say so, or says no text: its cells then
+    fail (`Worker`)."""
+    reason = _asked(lambda: skip_reason(*arguments))
+    return printable(reason) or None if isinstance(reason, str) else None
 
 
 def _skip_method(planned: PlannedCell, named: bool) -> str:
@@ -322,7 +327,7 @@ def _skip_method(planned: PlannedCell, named: bool) -> str:
     if not named and spec.weights == "default" and cls.trainable and cls.default_weights is None:
         known = next((f", such as {cls.name}:{name}" for name in cls.weights), "")
         return f"no weights come with {cls.name}; it can be run with others{known}"
-    reason = _asked(lambda: cls.skip_reason(setting)) or weights_reason(cls, setting)
+    reason = _reason(cls.skip_reason, setting) or weights_reason(cls, setting)
     if reason is None:
         _asked(lambda: build_method(planned, device="cpu"))
     return str(reason or "")

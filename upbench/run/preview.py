@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from upbench.results.records import FOLDER
@@ -11,6 +10,7 @@ from upbench.run.jobs import PlannedCell
 from upbench.run.loop import finished
 from upbench.run.plan import make_plan
 from upbench.run.worker import Worker
+from upbench.values import user_path
 
 
 def preview(config: RunConfig) -> tuple[list[dict[str, Any]], list[str]]:
@@ -24,7 +24,7 @@ def preview(config: RunConfig) -> tuple[list[dict[str, Any]], list[str]]:
     worker = Worker()
     plan = make_plan(config, worker.backbone)
     said: list[str] = []
-    done = finished(Path(config.out).expanduser() / FOLDER, plan, said.append, rename=False)
+    done = finished(user_path(config.out) / FOLDER, plan, said.append, rename=False)
     rows = [_row(planned, planned.cell.key in done) for planned in plan]
     notes = list(_features(worker, [p for p in plan if not p.skip and p.cell.key not in done]))
     return rows, [*said, *notes]

@@ -10,7 +10,7 @@ from typing import Any
 
 from upbench.contracts.backbone import Backbone
 from upbench.contracts.task import Task
-from upbench.errors import UpbenchError
+from upbench.errors import UpbenchError, shown
 from upbench.features import backbones
 from upbench.results.records import Record
 from upbench.run.context import DataScope, MethodScope, RunContext
@@ -68,8 +68,7 @@ class Worker:
         start = time.perf_counter()
         try:
             with settings_kept():
-                planned.method.skip_reason(planned.setting)  # if this raises, it did so when it was planned
-                planned.task.skip_reason(planned.dataset, planned.protocol)
+                _check_skips(planned)
                 context = RunContext(planned, self.data(planned), self.method(planned), tasks)
                 scores = checked(planned, planned.task.evaluate(context))
             self._check_shared()
@@ -96,3 +95,14 @@ class Worker:
             self._check_shared()
         except UpbenchError:
             self._method = self._data = self._backbone = None
+
+
+def _check_skips(planned: PlannedCell) -> None:
+    """Raises what a plugin's `skip_reason` raised while the run was planned, so that its cell tells."""
+    for plugin, given in (
+        (planned.method, (planned.setting,)),
+        (planned.task, (planned.dataset, planned.protocol)),
+    ):
+        reason: Any = plugin.skip_reason(*given)  # type: ignore[attr-defined]
+        if reason is not None and not isinstance(reason, str):
+            raise TypeError(f"skip_reason of '{plugin.name}' must give text or None, got {shown(reason)}")

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from upbench.errors import UpbenchError
+from upbench.values import user_path
 
 try:
     import fcntl
@@ -36,8 +37,7 @@ def cache_dir(*parts: str) -> Path:
         UpbenchError: It cannot be created.
     """
     root = os.environ.get("UPBENCH_CACHE")
-    folder = Path(root).expanduser() if root else Path.home() / ".cache" / "upbench"
-    folder = folder.joinpath(*parts)
+    folder = user_path(root or Path("~", ".cache", "upbench")).joinpath(*parts)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -70,7 +70,8 @@ def sha256_file(path: Path) -> str:
 
 def digest(*parts: object) -> str:
     """Sixteen hexadecimal digits of the SHA-256 of the parts' text."""
-    return hashlib.sha256("\x1f".join(str(p) for p in parts).encode()).hexdigest()[:16]
+    text = "\x1f".join(str(p) for p in parts)
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 @contextmanager

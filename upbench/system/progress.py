@@ -15,8 +15,10 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
+
+from upbench.errors import harmless, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -71,7 +73,7 @@ class _RichBar(Bar):
 
     def note(self, text: str) -> None:
         super().note(text)
-        self._display.update(self._id, note=text)
+        self._display.update(self._id, note=printable(text))
 
     def close(self) -> None:
         self._display.remove_task(self._id)
@@ -135,10 +137,12 @@ def say(text: str) -> None:
     """A line on stderr that leaves open bars whole."""
     if _quiet:
         return
-    if _display is not None:
-        _display.console.print(text, markup=False, highlight=False, soft_wrap=True)
-    else:
-        print(text, file=sys.stderr, flush=True)
+    text = harmless(text)
+    with suppress(OSError, ValueError):  # a full disk or a closed terminal under stderr ends no run
+        if _display is not None:
+            _display.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
 
 
 def be_quiet(quiet: bool = True) -> None:
@@ -161,6 +165,7 @@ def duration(seconds: float) -> str:
 
 def _open(description: str, total: int | None, done: int) -> Bar:
     global _display, _open_bars
+    description = printable(description)
     if _quiet:
         return Bar(description, total, done)
     if not sys.stderr.isatty():

@@ -24,11 +24,12 @@ from upbench._old_paths import PATHS
 _CORE = Path(__file__).resolve().parents[1]
 
 APART = (
-    *("_lazy", "_old_paths", "_version", "errors", "registry", "cli", "cost", "results", "testing", "train"),
+    *("_lazy", "_old_paths", "_version", "errors", "values", "registry", "cli", "cost", "results"),
+    *("testing", "train"),
     *("run.claims", "run.config", "run.costs", "run.describe", "run.executors", "run.loop", "run.plan"),
     *("run.preview", "export"),
     *("system.progress", "system.environment", "system.download", "system.cache", "system.sources"),
-    "system.reading",
+    *("system.outputs", "system.reading", "system.yaml_text"),
 )
 """Modules and packages of upbench that decide how and when something is computed, and never what. What
 `run.plan` decides on stands in a cell's inputs by its value."""

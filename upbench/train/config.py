@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from upbench.errors import UpbenchError, unknown
+from upbench.errors import UpbenchError, named, shown
+from upbench.results.cell import plain_mapping
+from upbench.values import choice, flag, number, text, user_path, whole
 
 RECIPES = ("guidance", "crop")
 PRECISIONS = ("bf16", "fp32")
@@ -27,6 +28,11 @@ _FREE = (
     "force",
     "device",
 )
+
+
+_LARGEST_VIEW = 10_000
+_LARGEST_BATCH = 100_000
+_LARGEST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -59,17 +65,21 @@ class ViewConfig:
     view_seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.recipe not in RECIPES:
-            raise unknown("recipe", self.recipe, RECIPES)
-        if self.precision not in PRECISIONS:
-            raise unknown("precision", self.precision, PRECISIONS)
-        for name in ("view_size", "guidance_size", "crops_per_image", "scales_per_view"):
-            if getattr(self, name) < 1:
-                raise UpbenchError(f"{name.replace('_', ' ')} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.ratio[0] <= self.ratio[1] <= 1:
-            raise UpbenchError(f"ratio must be two shares in (0, 1], the smaller first, got {self.ratio}")
-        if not 0 < self.min_crop <= 1:
-            raise UpbenchError(f"min crop must be in (0, 1], got {self.min_crop}")
+        choice("recipe", self.recipe, RECIPES)
+        choice("precision", self.precision, PRECISIONS)
+        for name, most in (
+            *(("view_size", _LARGEST_VIEW), ("guidance_size", _LARGEST_VIEW)),
+            *(("crops_per_image", 100_000), ("scales_per_view", 1000)),
+        ):
+            whole(_flag(name), getattr(self, name), most=most)
+        if not isinstance(self.ratio, (tuple, list)) or len(self.ratio) != 2:
+            raise UpbenchError(f"ratio must be two fractions, the smaller first, got {shown(self.ratio)}")
+        for value in self.ratio:
+            number("ratio", value, 0, 1, above=True)
+        if self.ratio[0] > self.ratio[1]:
+            raise UpbenchError(f"ratio must be two fractions, the smaller first, got {shown(self.ratio)}")
+        number(_flag("min_crop"), self.min_crop, 0, 1, above=True)
+        whole(_flag("view_seed"), self.view_seed, 0, _LARGEST_SEED)
 
 
 @dataclass(frozen=True)
@@ -139,29 +149,48 @@ class TrainConfig:
     force: bool = False
 
     def __post_init__(self) -> None:
-        for what, value, choices in (("schedule", self.schedule, SCHEDULES), ("dtype", self.dtype, DTYPES)):
-            if value not in choices:
-                raise unknown(what, value, choices)
-        for name in ("steps", "batch", "val_views", "val_every", "log_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise UpbenchError(f"{name.replace('_', ' ')} must be at least 1, got {getattr(self, name)}")
+        choice("schedule", self.schedule, SCHEDULES)
+        choice("dtype", self.dtype, DTYPES)
+        for name in ("method", "init", "device"):
+            text(name, getattr(self, name))
+        for name in ("steps", "val_views", "val_every", "log_every", "save_every"):
+            whole(_flag(name), getattr(self, name))
+        whole("batch", self.batch, most=_LARGEST_BATCH)
+        if self.micro_batch is not None:
+            whole(_flag("micro_batch"), self.micro_batch, most=_LARGEST_BATCH)
+        whole("warmup", self.warmup, 0)
+        whole("seed", self.seed, 0, _LARGEST_SEED)
+        number("lr", self.lr, 0, 1000, above=True)
+        for name in ("weight_decay", "clip"):
+            number(_flag(name), getattr(self, name), 0)
+        number(_flag("save_minutes"), self.save_minutes, 0, above=True)
+        for name in ("resume", "force"):
+            flag(name, getattr(self, name))
+        self._check_names()
+        for size in self.guidance_sizes:
+            whole(_flag("guidance_sizes"), size, most=self.views.guidance_size)
+        object.__setattr__(self, "options", plain_mapping("options", self.options))
+        if user_path(self.out).suffix != ".safetensors":
+            raise UpbenchError(f"out must end in .safetensors, got {named(self.out)}")
+
+    def _check_names(self) -> None:
+        for name in ("images", "val_images", "backbone", "guidance_sizes"):
+            if not isinstance(getattr(self, name), (tuple, list)):
+                raise UpbenchError(f"{_flag(name)} must be a list, got {shown(getattr(self, name))}")
+        for name in (*self.images, *self.val_images):
+            user_path(name)
+        if not self.images:
+            raise UpbenchError("no folder of images was given")
         if not self.backbone:
             raise UpbenchError("no backbone was given")
+        for name in self.backbone:
+            text("backbone", name)
         if len(set(self.backbone)) < len(self.backbone):
             raise UpbenchError(f"a backbone is named twice: {', '.join(self.backbone)}")
-        if not 0 < self.lr < math.inf:
-            raise UpbenchError(f"lr must be positive, got {self.lr}")
-        for size in self.guidance_sizes:
-            if not 1 <= size <= self.views.guidance_size:
-                raise UpbenchError(
-                    f"guidance sizes must be between 1 and {self.views.guidance_size} pixels, got {size}"
-                )
-        if Path(self.out).suffix != ".safetensors":
-            raise UpbenchError(f"out must end in .safetensors, got {self.out}")
 
     def paths(self) -> TrainPaths:
         """The files that the run leaves."""
-        out = Path(self.out).expanduser()
+        out = user_path(self.out)
         return TrainPaths(out, *(out.with_suffix(s) for s in (".resume.pt", ".curve.jsonl", ".md")))
 
     def identity(self) -> dict[str, Any]:
@@ -244,6 +273,11 @@ class TrainResult:
     curve: Path
     card: Path
     stopped_by: int | None = None
+
+
+def _flag(name: str) -> str:
+    """A field as the command line calls it, without its dashes."""
+    return name.replace("_", "-")
 
 
 def _values(value: Any) -> list[str]:

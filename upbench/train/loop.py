@@ -28,9 +28,10 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor
 
-from upbench.errors import UpbenchError, unknown
+from upbench.errors import UpbenchError, named, printable, system_errors, unknown
 from upbench.registry import find_method
 from upbench.system.cache import replacing, sha256_file
+from upbench.system.outputs import writable_file
 from upbench.system.progress import Bar, bar, say
 from upbench.train.config import TrainConfig, TrainPaths, TrainResult, ViewConfig
 from upbench.train.views import Batch, MixedPool, ViewPool, compute, find_photos, plan_views
@@ -80,12 +81,17 @@ def train(config: TrainConfig) -> TrainResult:
             output that cannot be written, exists, or has a checkpoint of another run; a loss that is not
             finite.
     """
-    _trainable(config.method)
+    _trainable(config.method).check_options(config.options)
     device = _device(config.device)
+    for folders in (config.images, config.val_images):
+        if folders:
+            find_photos(folders)
     paths = _writable(config)
     run = _prepared(config, device)
     if config.resume and paths.resume.is_file():
         run.restore(paths.resume)
+    elif config.force:  # last of all: until here everything may still turn out to be wrong
+        paths.resume.unlink(missing_ok=True)
     with _stop_requests() as stop:
         finished = run.train(paths, stop)
     if not finished:
@@ -128,15 +134,11 @@ class _Run:
         pool: MixedPool,
         val: Mapping[str, ViewPool],
     ) -> None:
-        from upbench.weights.load import load_method
-
         self.config = config
         self.device = device
         self.pool = pool
         self.val = val
-        self.model = load_method(
-            config.method, config.init, channels, device, seed=config.seed, **config.options
-        ).train()
+        self.model = _model(config, channels, device).train()
         self.optimiser = torch.optim.AdamW(
             self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay
         )
@@ -359,11 +361,9 @@ def _trainable(name: str) -> type[Upsampler]:
 
 def _check_parameters(config: TrainConfig, widths: Sequence[int]) -> None:
     """Builds the method for the C of each backbone; one set of parameters has to serve them all."""
-    from upbench.weights.load import load_method
-
     shapes: dict[int, dict[str, torch.Size]] = {}
     for channels in dict.fromkeys(widths):
-        method = load_method(config.method, config.init, channels, **config.options)
+        method = _model(config, channels)
         shapes[channels] = {name: tensor.shape for name, tensor in method.state_dict().items()}
     first, *others = shapes.values()
     if any(other != first for other in others):
@@ -371,6 +371,16 @@ def _check_parameters(config: TrainConfig, widths: Sequence[int]) -> None:
             f"parameters of method '{config.method}' depend on C, and the backbones have "
             f"{' and '.join(map(str, shapes))} channels; train it on one of them"
         )
+
+
+def _model(config: TrainConfig, channels: int, device: torch.device | str = "cpu") -> Upsampler:
+    """The method as the run begins."""
+    from upbench.weights.load import load_resolved
+    from upbench.weights.resolve import resolve
+
+    cls = find_method(config.method)
+    weights = resolve(cls, config.init)
+    return load_resolved(cls, weights, channels, device=device, seed=config.seed, options=config.options)
 
 
 def _device(name: str) -> torch.device:
@@ -382,29 +392,49 @@ def _device(name: str) -> torch.device:
         raise unknown("device", name, ("auto", "cpu", "cuda")) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UpbenchError("device 'cuda' was asked for, but torch sees no GPU")
+    try:
+        torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        text = printable(error).partition(". ")[0][:200]
+        raise UpbenchError(f"device {named(name)} cannot be used here: {text}") from error
     return device
 
 
 def _writable(config: TrainConfig) -> TrainPaths:
-    """The run's files, checked before anything expensive is done."""
+    """The run's files, checked before anything expensive is done. Nothing that is there is touched.
+
+    Raises:
+        UpbenchError: A file that would be replaced without `force`, or one that cannot be written.
+    """
     paths = config.paths()
-    if paths.resume.is_file() and not (config.resume or config.force):
-        raise UpbenchError(
-            f"an unfinished run lies at {paths.resume}: --resume goes on with it, --force starts over"
-        )
-    if paths.out.exists() and not config.force:
-        raise UpbenchError(f"{paths.out} exists; --force replaces it")
-    try:
+    with system_errors("make the folder of", config.out):
+        unfinished = paths.resume.is_file()
+        if unfinished and not (config.resume or config.force):
+            raise UpbenchError(
+                f"an unfinished run lies at {paths.resume}: --resume goes on with it, --force starts over"
+            )
+        for path in (paths.out, paths.card, paths.curve):
+            own = path == paths.curve and (unfinished or _is_curve(path))  # of this run, or of one that died
+            if path.exists() and not config.force and not own:
+                raise UpbenchError(f"{path} exists, and training would replace it; --force does")
         paths.out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UpbenchError(f"cannot create folder {paths.out.parent}: {error.strerror}") from error
-    probe = paths.out.with_suffix(".writable")
-    with replacing(probe) as temporary:
-        temporary.touch()
-    probe.unlink(missing_ok=True)  # another run may have been faster
-    if config.force and not config.resume:
-        paths.resume.unlink(missing_ok=True)
+    for what, path in (
+        ("weights", paths.out),
+        ("checkpoint", paths.resume),
+        ("curve", paths.curve),
+        ("model card", paths.card),
+    ):
+        writable_file(what, path)
     return paths
+
+
+def _is_curve(path: Path) -> bool:
+    """Whether a file is what a run that was killed before its first checkpoint left of its curve."""
+    try:
+        row = json.loads(path.read_text(encoding="utf-8").partition("\n")[0])
+    except (OSError, ValueError):
+        return False
+    return isinstance(row, dict) and {"step", "loss", "lr"} <= set(row)
 
 
 def _seed_step(seed: int, step: int, device: torch.device) -> None:

@@ -29,10 +29,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from upbench.datasets import image_size, read_image
-from upbench.errors import UpbenchError, reason, system_errors
+from upbench.errors import UpbenchError, reason
 from upbench.system.cache import cache_dir, replacing, sha256_file
 from upbench.system.progress import track
 from upbench.train.config import ViewConfig
+from upbench.values import existing_folder
 
 if TYPE_CHECKING:
     from upbench.contracts.backbone import Backbone
@@ -130,15 +131,9 @@ def find_photos(folders: Sequence[str | Path]) -> list[Path]:
         UpbenchError: A folder is missing, may not be read or holds no image.
     """
     photos: list[Path] = []
-    for folder in map(Path, folders):
-        try:
-            place = folder.expanduser()
-        except RuntimeError as error:  # there is no such user
-            raise UpbenchError(f"image folder not found: {folder}") from error
-        with system_errors(f"read the image folder {folder}"):
-            if not place.is_dir():
-                raise UpbenchError(f"image folder not found: {folder}")
-        found = sorted(_photos(place))
+    for given in folders:
+        folder = existing_folder("image folder", given)
+        found = sorted(_photos(folder))
         if not found:
             raise UpbenchError(f"no images in {folder} (looked for {', '.join(SUFFIXES)})")
         photos += found

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from upbench.errors import UpbenchError
+from upbench.errors import UpbenchError, shown
 from upbench.registry import find_method
+from upbench.system.environment import check_memory
 from upbench.weights.resolve import ResolvedWeights, resolve
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 _DIGITS = 19
 """Of the largest count in a checkpoint's metadata that is believed."""
+
+
+_LARGE = 8192
+"""Channels or another size beyond those of any backbone: parameters are counted before they are made."""
 
 
 def load_method(
@@ -204,9 +209,28 @@ def _build(cls: type[Upsampler], channels: int, seed: int, options: Mapping[str,
     """The method with random weights from `seed`."""
     import torch
 
+    sizes = [v for v in (channels, *options.values()) if isinstance(v, int) and not isinstance(v, bool)]
+    if any(size > _LARGE for size in sizes):
+        _check_memory(cls, channels, options)
     with torch.random.fork_rng(devices=[]):  # torch.manual_seed would reset other devices' generators too
         torch.default_generator.manual_seed(seed)
         return cls.build(channels=channels, **options)
+
+
+def _check_memory(cls: type[Upsampler], channels: int, options: Mapping[str, Any]) -> None:
+    """Raises UpbenchError where the parameters would not fit into memory: those of a twin that has none."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        try:
+            twin = cls.build(channels=channels, **options)
+        except UpbenchError:
+            raise
+        except Exception:  # a constructor that looks at values has no twin; the method itself tells its fault
+            return
+    tensors = [*twin.parameters(), *twin.buffers()]
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    check_memory(f"method '{cls.name}' with {shown({'channels': channels, **options})}", needed)
 
 
 def _agreed_options(

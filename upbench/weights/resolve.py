@@ -19,6 +19,7 @@ from upbench.registry import plugins
 from upbench.system.cache import cache_dir, sha256_file
 from upbench.system.download import download, pin_of
 from upbench.system.reading import is_file
+from upbench.values import user_path
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,7 +98,7 @@ def resolve(
         if not _looks_like_path(name):
             choices = [*cls.weights, "default", "none"]
             raise unknown(f"weights of method '{cls.name}'", name, choices, "a path works too")
-    path = Path(os.fspath(weights)).expanduser()
+    path = user_path(weights)
     if path.suffix.lower() not in SUFFIXES:
         raise UpbenchError(f"checkpoint {path} must end in one of {', '.join(SUFFIXES)}")
     if not is_file(path):
@@ -146,7 +147,7 @@ def _looks_like_path(text: str) -> bool:
 def _local(entry: Weights) -> Path | None:
     """The file as `$UPBENCH_WEIGHTS` has it, or None."""
     folder = os.environ.get("UPBENCH_WEIGHTS")
-    path = Path(folder).expanduser() / entry.file if folder else None
+    path = user_path(folder) / entry.file if folder else None
     return path if path is not None and is_file(path) else None
 
 

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from upbench.errors import unknown
+from upbench.errors import system_errors, unknown
 from upbench.results.records import Record
 from upbench.results.report.build import build_tables
 from upbench.results.report.model import Column, Row, Table, Value
 from upbench.results.report.text import comma_separated, markdown
+from upbench.system.outputs import emit, writable_file
 
 __all__ = ["FORMATS", "Column", "Row", "Table", "Value", "build_tables", "render", "show", "write"]
 
@@ -42,7 +43,7 @@ def show(records: Iterable[Record], format: str = "md", **options: Any) -> None:
 
         draw(build_tables(records, **options))
     else:
-        print(render(records, format, **options), end="")
+        emit(render(records, format, **options), end="")
 
 
 def write(records: Iterable[Record], format: str, path: str | Path, **options: Any) -> None:
@@ -53,6 +54,7 @@ def write(records: Iterable[Record], format: str, path: str | Path, **options: A
     """
     from upbench.system.cache import replacing
 
+    place = writable_file("table", path)
     text = render(records, format, **options)
-    with replacing(Path(path)) as temporary:
+    with system_errors("write the table to", path), replacing(place) as temporary:
         temporary.write_text(text, encoding="utf-8")
