@@ -223,7 +223,7 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         export("bilinear", tmp_path / "x.onx", image_size=(8, 8))
     with pytest.raises(UpbenchError, match="unknown method 'raysupp'"):
         export("raysupp", tmp_path / "x.pt2", image_size=(8, 8))
-    with pytest.raises(UpbenchError, match="feature size must be positive"):
+    with pytest.raises(UpbenchError, match="feature size must be a whole number from 1"):
         export("bilinear", tmp_path / "x.pt2", image_size=(8, 8))
     with pytest.raises(UpbenchError, match="for these sizes: raysup needs a multiple of 4 channels"):
         export("raysup", tmp_path / "x.pt2", image_size=(56, 56), channels=7)
@@ -247,7 +247,7 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     )
     assert cli.main(words.split()) == 0
     assert "checked: differs from raysup by at most 1.0e-06" in capsys.readouterr().out
-    assert (given["method"], given["weights"], given["dim"]) == ("raysup", "none", 64)
+    assert (given["method"], given["weights"], given["options"]) == ("raysup", "none", {"dim": 64})
     assert (given["image_size"], given["feature_size"], given["output_size"]) == ((448, 448), (32, 31), None)
     assert cli.main(f"export raysup --out {tmp_path}/x.pt2 --image-size 448 --batch 0".split()) == 2
-    assert "--batch must be at least 1" in capsys.readouterr().err
+    assert "--batch must be a whole number from 1" in capsys.readouterr().err

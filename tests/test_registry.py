@@ -158,7 +158,7 @@ def test_a_plugin_cannot_take_the_name_of_a_built_in(tmp_path):
         ("import not_a_module_at_all", "raises ModuleNotFoundError on import"),
         ("def broken(:", "raises SyntaxError on import"),
         ("x = 1", "registers nothing"),
-        (METHOD.format(name="has space"), "must be a non-empty word"),
+        (METHOD.format(name="has space"), "must be one word"),
     ],
 )
 def test_faulty_plugin_file_is_one_line_and_leaves_nothing(tmp_path, text, message):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_LONGEST_NAME = 80
+_LONGEST_NAME = 120
 _HARMLESS = "\n\t\u200c\u200d"  # the last two join letters, and faces into families
 _CONTAINERS = (dict, list, tuple, set, frozenset)
 _BRIEF = reprlib.Repr()  # a value that refers to itself over and over has no end in `repr`
@@ -18,6 +18,7 @@ _BRIEF.maxlevel, _BRIEF.maxdict, _BRIEF.maxlist, _BRIEF.maxtuple = 4, 12, 12, 12
 _BRIEF.maxstring = _BRIEF.maxother = 60
 _REASONS = {
     errno.ENOENT: "there is no such file or folder",
+    errno.EEXIST: "a file is in its place",
     errno.ENOTDIR: "a part of its path is a file, not a folder",
     errno.EISDIR: "it is a folder, not a file",
     errno.EACCES: "permission denied",

@@ -93,7 +93,7 @@ def test_windows_cover_every_pixel(height: int, width: int, step: int) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SquareCrop(0), "side must be a whole number of at least 1, got 0"),
+        (lambda: SquareCrop(0), "side must be a whole number from 1 to 1000000, got 0"),
         (lambda: SquareCrop(True), "side must be a whole number"),
         (lambda: SquareCrop(224.0), "side must be a whole number"),
         (

@@ -7,7 +7,8 @@ import pytest
 from upbench.errors import UpbenchError
 from upbench.registry import match_names
 from upbench.results.cell import MethodSpec
-from upbench.run.config import RunConfig, read_yaml
+from upbench.run.config import RunConfig
+from upbench.system.yaml_text import read_mapping
 
 METHODS = ("anyup", "bicubic", "bilinear", "raysup")
 TASKS = ("depth", "normals", "seg")
@@ -36,21 +37,21 @@ def test_a_config_survives_its_own_dictionary():
     ("text", "message"),
     [
         ("metods: [a]", "unknown key 'metods'; did you mean 'methods'?"),
-        ("seeds: many", "seeds: expected a whole number of at least 1, got 'many'"),
-        ("seeds: true", "seeds: expected a whole number"),
-        ("seeds: 0", "seeds: expected a whole number of at least 1"),
-        ("limit: -1", "limit: expected a whole number"),
-        ("force: 1", "force: expected true or false"),
+        ("seeds: many", "seeds must be a whole number from 1 to 1000, got 'many'"),
+        ("seeds: true", "seeds must be a whole number"),
+        ("seeds: 0", "seeds must be a whole number from 1"),
+        ("limit: -1", "limit must be a whole number"),
+        ("force: 1", "force must be true or false"),
         ("device: gpu", "unknown device 'gpu'"),
         ("device: 'cuda:'", "unknown device 'cuda:'; did you mean 'cuda'?"),
         ("device: cuda:-1", "unknown device 'cuda:-1'"),
-        ("protocol: ''", "protocol: expected text, got ''"),
+        ("protocol: ''", "protocol must be text, got ''"),
         ("protocol: standard\npreset: quick", "protocol 'standard' and preset 'quick' are two names for one"),
         ("dtype: float23", "unknown dtype 'float23'; did you mean 'float32'?"),
         ("executor: proces", "unknown executor 'proces'; did you mean 'process'?"),
         ("tasks: 3", "tasks: expected a list of names, got 3"),
         ("tasks: []", "tasks: expected a list of names"),
-        ("tasks: [[seg]]", "tasks: expected text"),
+        ("tasks: [[seg]]", "tasks must be text"),
         ("methods: []", "methods: expected a list of names"),
         ("methods: [4]", "methods: expected a name or a mapping with 'name', got 4"),
         ("methods: [{weights: none}]", "needs a 'name'"),
@@ -58,7 +59,7 @@ def test_a_config_survives_its_own_dictionary():
         ("methods: [{name: a, size: {b: 1}}]", "'size' must be a plain value"),
         ("probe: [3]", "probe: expected a mapping"),
         ("probe: {lr: [[1]]}", "probe: 'lr' must be a plain value"),
-        ("out: ''", "out: expected text"),
+        ("out: ''", "out must be text"),
         ("shard: 3/2", "shard: expected I/N with 1 <= I <= N, as in 2/4, got '3/2'"),
         ("shard: 0/2", "shard: expected I/N"),
         ("shard: 1/0", "shard: expected I/N"),
@@ -70,7 +71,7 @@ def test_a_config_survives_its_own_dictionary():
         ("shard: [1, 2]", "shard: expected I/N"),
         ("- a\n- b", "must be a mapping of settings"),
         ("a: [", "is not YAML"),
-        ("{1: 2}", "must be a mapping of settings"),
+        ("{1: 2}", "has the key '1', which is not text (line 1); put it in quotes"),
     ],
 )
 def test_bad_values_are_told_in_one_line(tmp_path, text, message):
@@ -93,12 +94,14 @@ def test_an_error_on_the_command_line_does_not_blame_the_file(tmp_path):
 
 def test_missing_or_binary_config_file(tmp_path):
     with pytest.raises(UpbenchError, match="config file not found"):
-        read_yaml(tmp_path / "none.yaml")
+        read_mapping("config file", tmp_path / "none.yaml")
     (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\x00\x81")
-    with pytest.raises(UpbenchError, match=r"cannot read config file|is not YAML"):
-        read_yaml(tmp_path / "bad.yaml")
+    with pytest.raises(
+        UpbenchError, match=r"cannot read config file .*bad\.yaml'.*: it is not text in UTF-8"
+    ):
+        read_mapping("config file", tmp_path / "bad.yaml")
     (tmp_path / "empty.yaml").write_text("")
-    assert read_yaml(tmp_path / "empty.yaml") == {}
+    assert read_mapping("config file", tmp_path / "empty.yaml") == {}
 
 
 @pytest.mark.parametrize(

@@ -259,7 +259,7 @@ def test_recipes_protocol_then_task_then_user(plan):
     ("values", "message"),
     [
         ({"probe": {"epoch": 3}}, "unknown probe setting 'epoch'; did you mean 'epochs'?"),
-        ({"probe": {"lr": 1000}}, "probe lr must be in (0, 10], got 1000"),
+        ({"probe": {"lr": 1000}}, "probe lr must be a number above 0 and at most 10, got 1000"),
         ({"protocol": "tyny"}, "unknown protocol 'tyny'; did you mean 'tiny'?"),
     ],
 )

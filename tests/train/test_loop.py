@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shlex
 import signal
 from collections.abc import Iterator
@@ -446,10 +447,23 @@ def test_a_wrong_number_of_backbones(config: TrainConfig, names: tuple[str, ...]
         ("lr", math.nan),
         ("out", "weights.pth"),
         ("guidance_sizes", (32,)),
+        ("guidance_sizes", (0,)),
+        ("micro_batch", -1),
+        ("micro_batch", 0),
+        ("warmup", -5),
+        ("clip", -1.0),
+        ("clip", math.nan),
+        ("save_minutes", math.nan),
+        ("save_minutes", 0.0),
+        ("weight_decay", math.inf),
+        ("seed", -1),
+        ("steps", True),
+        ("images", ()),
+        ("force", 1),
     ],
 )
 def test_values_are_checked(config: TrainConfig, field: str, value: object):
-    with pytest.raises(UpbenchError, match=field.replace("_", " ")):
+    with pytest.raises(UpbenchError, match=field.replace("_", "-")):
         change(config, **{field: value})
 
 
@@ -465,6 +479,48 @@ def test_outputs_are_not_replaced_unasked(config: TrainConfig, monkeypatch: pyte
     assert train(change(config, force=True)).finished
 
 
+@pytest.mark.parametrize("suffix", [".md", ".curve.jsonl"])
+def test_files_of_somebody_else_are_not_replaced(config: TrainConfig, suffix: str):
+    notes = config.paths().out.with_suffix(suffix)
+    notes.parent.mkdir(parents=True)
+    notes.write_text("my notes")
+    with pytest.raises(UpbenchError, match=rf"{re.escape(suffix)} exists; --force replaces it"):
+        train(config)
+    assert notes.read_text() == "my notes"
+    assert list(notes.parent.iterdir()) == [notes]
+
+
+def test_the_curve_of_a_run_that_died_is_replaced(config: TrainConfig):
+    curve = config.paths().curve
+    curve.parent.mkdir(parents=True)
+    curve.write_text('{"step": 2, "loss": 1.5, "lr": 0.01}\n')
+    assert train(config).finished
+
+
+def test_nothing_is_removed_before_all_is_known_to_be_right(config: TrainConfig, tmp_path: Path):
+    paths = config.paths()
+    paths.out.parent.mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_bytes(b"no picture")
+    for path in (paths.resume, paths.out, paths.card, paths.out.with_suffix(".writable")):
+        path.write_bytes(b"kept")
+    for wrong in (
+        {"images": (str(tmp_path / "none"),)},
+        {"images": (str(tmp_path / "empty"),)},
+        {"images": (str(tmp_path / "broken"),)},
+        {"val_images": (str(tmp_path / "empty"),)},
+        {"options": {"name": "x"}},
+        {"options": {"broken": "x", "weights": 1}},
+        {"init": "none.pth"},
+        {"device": "nowhere"},
+    ):
+        with pytest.raises(UpbenchError):
+            train(change(config, force=True, **wrong))
+        assert all(path.read_bytes() == b"kept" for path in paths.out.parent.iterdir())
+        assert len(list(paths.out.parent.iterdir())) == 4
+
+
 def test_a_checkpoint_of_another_run_is_refused(config: TrainConfig, monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as patch:
         stop_after(patch, 0)
@@ -478,6 +534,6 @@ def test_a_checkpoint_of_another_run_is_refused(config: TrainConfig, monkeypatch
 
 def test_an_output_that_cannot_be_written(config: TrainConfig, backbone: FakeBackbone, tmp_path: Path):
     (tmp_path / "file").touch()
-    with pytest.raises(UpbenchError, match="cannot create folder"):
+    with pytest.raises(UpbenchError, match=r"cannot make the folder of .*: a file is in its place"):
         train(change(config, out=str(tmp_path / "file" / "w.safetensors")))
     assert backbone.calls == 0  # found out before anything is computed

@@ -416,7 +416,7 @@ def _writable(config: TrainConfig) -> TrainPaths:
         for path in (paths.out, paths.card, paths.curve):
             own = path == paths.curve and (unfinished or _is_curve(path))  # of this run, or of one that died
             if path.exists() and not config.force and not own:
-                raise UpbenchError(f"{path} exists, and training would replace it; --force does")
+                raise UpbenchError(f"{path} exists; --force replaces it")
         paths.out.parent.mkdir(parents=True, exist_ok=True)
     for what, path in (
         ("weights", paths.out),

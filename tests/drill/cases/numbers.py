@@ -178,6 +178,8 @@ CASES = [
         ("profile", "--methods", "square:none", "--size", "14", "--channels", "1000000", "--plugin", "p.py"),
         refused("square", "memory"),
         square,
+        whole=True,
+        fresh=True,
     ),
     Case(
         "sizes",
@@ -196,6 +198,8 @@ CASES = [
         ),
         refused("square", "memory"),
         square,
+        whole=True,
+        fresh=True,
     ),
     Case("sizes", "output of 10^6", (*PROFILE, "28", "--output", "1000000"), refused("memory")),
     Case("sizes", "export to 10^6", (*EXPORT, "28", "--output-size", "1000000"), refused("memory")),

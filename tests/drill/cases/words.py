@@ -188,7 +188,7 @@ PLUGINS: list[tuple[str, str, Callable[[Path], None], tuple[str, ...]]] = [
         "lines in its error",
         "p.py",
         file("p.py", b"raise ValueError('a\\nb\\x1b[31m')\n"),
-        ("ValueError: a b\\x1b[31m",),
+        ("ValueError", "a b\\x1b[31m"),
     ),
     ("missing", "p.py", lambda place: None, ("not found",)),
     ("below a file", "a/p.py", file("a", b""), ("plugin file", "not a folder")),
@@ -238,6 +238,23 @@ WRITERS: list[tuple[str, tuple[str, ...]]] = [
     (".onnx", ("export", "nearest", "--image-size", "28", "--out")),
 ]
 
+
+def notes(*names: str) -> Callable[[Path], None]:
+    """A file that is named like a photo, and others that are somebody's."""
+    return lambda place: [_write(place / name, b"kept") for name in ("a.jpg", *names)]  # type: ignore[func-returns-value]
+
+
+TRAINING: list[tuple[str, str, tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = [
+    ("notes of the same name", ".", (), ("notes.md",), ("notes.md", "--force")),
+    ("another curve", ".", (), ("notes.curve.jsonl",), ("notes.curve.jsonl", "--force")),
+    ("weights", ".", (), ("notes.safetensors",), ("notes.safetensors", "--force")),
+    ("a checkpoint", ".", (), ("notes.resume.pt",), ("notes.resume.pt", "--resume", "--force")),
+    ("a checkpoint and no photos", "no", ("--force",), ("notes.resume.pt",), ("image folder not found",)),
+    ("no validation photos", ".", ("--val-images", "no", "--force"), ("notes.resume.pt",), ("not found",)),
+    ("no such option", ".", ("--force", "--options", "x=1"), ("notes.resume.pt",), ("option", "'x'")),
+    ("no such method's weights", ".", ("--init", "no.pth"), ("notes.writable",), ("no.pth", "not found")),
+]
+
 CASES = [
     *(
         Case("config", name, ("run", "--config", "run.yaml"), refused(*words), yaml(text))
@@ -274,6 +291,24 @@ CASES = [
         ("train", "jafar", "--images", ".", "--out", LONG + ".safetensors"),
         refused("too long"),
         file("a.jpg", b""),
+    ),
+    *(
+        Case(
+            "outputs",
+            f"train: {name}",
+            ("train", "jafar", "--images", images, "--out", "notes.safetensors", *more),
+            refused(*words),
+            notes(*there),
+        )
+        for name, images, more, there, words in TRAINING
+    ),
+    Case(
+        "outputs",
+        "train: photos that are none, with a checkpoint to be forgotten",
+        ("train", "jafar", "--images", ".", "--out", "notes.safetensors", "--force"),
+        refused("a.jpg"),
+        notes("notes.resume.pt", "notes.md", "notes.writable"),
+        whole=True,
     ),
     Case("outputs", "report: a device", ("report", "--out", "/dev/null"), refused("device")),
     Case(
