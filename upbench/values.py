@@ -31,9 +31,14 @@ _INVISIBLE = "\u200c\u200d"  # they join letters, and faces into families
 
 def whole(name: str, value: Any, least: int = 1, most: int = LARGEST_COUNT) -> int:
     """A whole number from `least` to `most`; True and 3.0 are none."""
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise UpbenchError(f"{name} must be a whole number from {least} to {most}, got {shown(value)}")
-    return value
+    fits = isinstance(value, int) and not isinstance(value, bool)
+    if not fits or not least <= value <= most:
+        too_large = fits and value > most
+        bounds = (
+            f"of at least {least}" if most == LARGEST_COUNT and not too_large else f"from {least} to {most}"
+        )
+        raise UpbenchError(f"{name} must be a whole number {bounds}, got {shown(value)}")
+    return value  # type: ignore[no-any-return]
 
 
 def number(

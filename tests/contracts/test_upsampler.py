@@ -48,6 +48,12 @@ def test_refused_value_is_one_line():
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("value", [True, 1.5, "3", None, [3]])
+def test_kinds_of_options_are_read_from_the_constructor(value):
+    with pytest.raises(UpbenchError, match="option 'radius' of method 'with_options' must be a whole number"):
+        WithOptions.build(radius=value)
+
+
 def test_camera_shapes_are_checked():
     Camera(torch.ones(2, 4), torch.eye(4).expand(2, 4, 4))
     with pytest.raises(UpbenchError, match=r"intrinsics must be \[B, 4\]"):

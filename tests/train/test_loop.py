@@ -449,13 +449,9 @@ def test_a_wrong_number_of_backbones(config: TrainConfig, names: tuple[str, ...]
         ("guidance_sizes", (32,)),
         ("guidance_sizes", (0,)),
         ("micro_batch", -1),
-        ("micro_batch", 0),
         ("warmup", -5),
-        ("clip", -1.0),
         ("clip", math.nan),
         ("save_minutes", math.nan),
-        ("save_minutes", 0.0),
-        ("weight_decay", math.inf),
         ("seed", -1),
         ("steps", True),
         ("images", ()),
@@ -534,6 +530,6 @@ def test_a_checkpoint_of_another_run_is_refused(config: TrainConfig, monkeypatch
 
 def test_an_output_that_cannot_be_written(config: TrainConfig, backbone: FakeBackbone, tmp_path: Path):
     (tmp_path / "file").touch()
-    with pytest.raises(UpbenchError, match=r"cannot make the folder of .*: a file is in its place"):
+    with pytest.raises(UpbenchError, match=r"cannot write the weights to .*: a file is in its place"):
         train(change(config, out=str(tmp_path / "file" / "w.safetensors")))
     assert backbone.calls == 0  # found out before anything is computed

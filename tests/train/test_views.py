@@ -283,8 +283,8 @@ def test_a_cached_view_that_has_gone_is_named(photos: Path):
         ({"recipe": "gidance"}, "did you mean 'guidance'"),
         ({"precision": "fp16"}, "unknown precision"),
         ({"ratio": (0.5, 0.25)}, "ratio"),
-        ({"min_crop": 0.0}, "min crop"),
-        ({"crops_per_image": 0}, "crops per image"),
+        ({"min_crop": 0.0}, "min-crop"),
+        ({"crops_per_image": 0}, "crops-per-image"),
     ],
 )
 def test_view_settings_are_checked(fields: dict[str, object], match: str):

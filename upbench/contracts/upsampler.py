@@ -21,6 +21,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from math import isfinite
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -330,8 +331,11 @@ class Upsampler(nn.Module, Registered):
             UpbenchError: An option that the method does not have, or a value that it refuses.
         """
         cls.check_options(options)
+        parameters = inspect.signature(cls.__init__).parameters
+        for option, value in options.items():
+            _check_kind(f"option '{option}' of method '{cls.name}'", parameters[option].annotation, value)
         whole("channels", channels, most=LARGEST_CHANNELS)
-        takes_channels = "channels" in inspect.signature(cls.__init__).parameters
+        takes_channels = "channels" in parameters
         try:
             return cls(channels=channels, **options) if takes_channels else cls(**options)
         except (TypeError, ValueError, MemoryError, OverflowError) as error:
@@ -401,6 +405,27 @@ def extras(
         if not takes(type(method).forward, "backbone"):
             method.attach_backbone(backbone)
     return given
+
+
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "None": "null"}
+
+
+def _check_kind(name: str, annotation: Any, value: Any) -> None:
+    """Raises UpbenchError for what is no number, or no truth, where a parameter is annotated as one.
+
+    Parameters of text say better themselves which texts they know.
+    """
+    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+    kinds = [part.strip() for part in text.split("|")]
+    if not set(kinds) <= set(_KINDS):
+        return
+    if isinstance(value, int) and not isinstance(value, bool):
+        fits = "int" in kinds or "float" in kinds
+    else:
+        fits = ("None" if value is None else type(value).__name__) in kinds
+    if not fits or (isinstance(value, float) and not isfinite(value)):
+        wanted = " or ".join(_KINDS[kind] for kind in kinds)
+        raise UpbenchError(f"{name} must be {wanted}, got {shown(value)}")
 
 
 @cache

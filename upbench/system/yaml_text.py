@@ -21,7 +21,7 @@ from upbench.values import read_text
 DEEPEST = 20
 MOST_VALUES = 10_000
 _DROPPED = ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-_INTEGER = re.compile(r"[-+]?(?:0b[01_]+|0o?[0-7_]+|0x[0-9a-fA-F_]+|0|[1-9][0-9_]*)$")
+_INTEGER = re.compile(r"[-+]?(?:0b[01_]{1,64}|0o?[0-7_]{1,24}|0x[0-9a-fA-F_]{1,16}|0|[1-9][0-9_]{0,99})$")
 _FLOAT = re.compile(
     r"""[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:e[-+]?[0-9]+)?   # 1.5, 1.5e-3
         |\.[0-9][0-9_]*(?:e[-+]?[0-9]+)?                 # .5
@@ -74,12 +74,16 @@ def _parsed(where: str, text: str) -> Any:
             loader.dispose()
     except _Refused as error:
         raise UpbenchError(f"{where} {error}") from None
+    except yaml.reader.ReaderError as error:
+        raise UpbenchError(
+            f"{where} is not YAML: it has the character {shown(chr(error.character))}"
+        ) from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f" (line {mark.line + 1})" if mark else ""
-        raise UpbenchError(
-            f"{where} is not YAML: {printable(error.problem or error.context)}{place}"
-        ) from error
+        text = printable(error.problem or error.context)
+        text = text.replace("could not determine a constructor for the tag", "nothing is known of the tag")
+        raise UpbenchError(f"{where} is not YAML: {text}{place}") from error
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise UpbenchError(f"{where} is not YAML: {printable(error)}") from error
 

@@ -407,7 +407,7 @@ def _writable(config: TrainConfig) -> TrainPaths:
         UpbenchError: A file that would be replaced without `force`, or one that cannot be written.
     """
     paths = config.paths()
-    with system_errors("make the folder of", config.out):
+    with system_errors("write the weights to", config.out):
         unfinished = paths.resume.is_file()
         if unfinished and not (config.resume or config.force):
             raise UpbenchError(

@@ -98,6 +98,8 @@ CONFIGS: list[tuple[str, str | bytes, tuple[str, ...]]] = [
     ("home of nobody", "out: ~nosuchuser/runs\n", ("no user", "nosuchuser")),
 ]
 
+EXPORT = ("export", "jbu", "--out", "a.pt2", "--image-size", "28")
+
 FLAGS: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
     ("probe deep", ("run", "--probe", f"lr={DEEP}"), ("--probe lr", "nested deeper")),
     ("probe bomb", ("run", "--probe", f"lr={BOMB}"), ("--probe lr", "values")),
@@ -149,25 +151,21 @@ FLAGS: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
     ("wildcard without a match", ("run", "--methods", "*zz*"), ("no method matches",)),
     ("argument too many", ("list", "methods", "tasks"), ("unexpected argument", "'tasks'")),
     ("no such kind", ("describe", "metod", "jbu"), ("unknown kind", "method")),
-    (
-        "option called name",
-        ("export", "jbu", "--out", "a.pt2", "--image-size", "28", "--options", "name=x"),
-        ("option", "'name'"),
+    *(
+        (f"options {name}", (*EXPORT, "--options", f"radius={text}"), words)
+        for name, text, words in (
+            ("deep", DEEP, ("--options radius", "nested deeper")),
+            ("bomb", BOMB, ("--options radius", "values")),
+            ("tag", "!!python/name:os.system", ("--options radius", "tag")),
+            ("word", "wide", ("jbu", "radius", "wide")),
+            ("fraction", "1.5", ("jbu", "radius", "1.5")),
+            ("below", "-3", ("jbu", "radius", "-3")),
+        )
     ),
-    (
-        "option called weights",
-        ("export", "jbu", "--out", "a.pt2", "--image-size", "28", "--options", "weights=x"),
-        ("option", "'weights'"),
-    ),
-    (
-        "option called channels",
-        ("export", "jbu", "--out", "a.pt2", "--image-size", "28", "--options", "channels=3"),
-        ("option", "'channels'"),
-    ),
-    (
-        "option called method",
-        ("export", "jbu", "--out", "a.pt2", "--image-size", "28", "--options", "method=3"),
-        ("option", "'method'"),
+    ("options twice", (*EXPORT, "--options", "radius=1", "--options", "radius=2"), ("'radius'", "twice")),
+    *(
+        (f"option called {name}", (*EXPORT, "--options", f"{name}=3"), ("unknown option", f"'{name}'"))
+        for name in ("name", "weights", "channels", "method", "out", "self")
     ),
 ]
 
@@ -191,6 +189,7 @@ PLUGINS: list[tuple[str, str, Callable[[Path], None], tuple[str, ...]]] = [
         ("ValueError", "a b\\x1b[31m"),
     ),
     ("missing", "p.py", lambda place: None, ("not found",)),
+    ("a name that is not UTF-8", "p\udcff.py", file("p\udcff.py", b""), ("p\\udcff.py", "registers nothing")),
     ("below a file", "a/p.py", file("a", b""), ("plugin file", "not a folder")),
 ]
 
@@ -309,6 +308,18 @@ CASES = [
         refused("a.jpg"),
         notes("notes.resume.pt", "notes.md", "notes.writable"),
         whole=True,
+    ),
+    *(
+        Case(
+            "places", f"{name}={value}", words, refused(*told), file("f", b"kept"), True, True, {name: value}
+        )
+        for name, value, words, told in (
+            ("UPBENCH_CACHE", "~nosuchuser/x", ("run", "--methods", "nearest"), ("no user", "nosuchuser")),
+            ("UPBENCH_CACHE", "f", ("run", "--methods", "nearest"), ("cache folder", "UPBENCH_CACHE")),
+            ("UPBENCH_CACHE", "/dev/null/x", ("run", "--methods", "nearest"), ("cache folder",)),
+            ("UPBENCH_DATA", "~nosuchuser/x", ("run", "--datasets", "camvid"), ("no user", "nosuchuser")),
+            ("UPBENCH_DATA", "f", ("run", "--datasets", "camvid"), ("dataset folder", "not a folder")),
+        )
     ),
     Case("outputs", "report: a device", ("report", "--out", "/dev/null"), refused("device")),
     Case(
