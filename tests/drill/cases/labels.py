@@ -105,5 +105,5 @@ CASES += [
         config(label),
         whole=True,
     )
-    for number, label in enumerate(KEPT)
+    for number, label in enumerate(KEPT[:3])
 ]
