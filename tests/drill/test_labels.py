@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from drill.cases.labels import KEPT, REFUSED
 
+from drill.cases.labels import KEPT, REFUSED
 from upbench.errors import UpbenchError, printable
 from upbench.results.cell import MethodSpec
 from upbench.results.records import load_records

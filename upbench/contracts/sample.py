@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from upbench.errors import UpbenchError, shown
+from upbench.errors import UpbenchError
 
 IGNORE = 255
 """Label of pixels that count nowhere."""
@@ -45,10 +45,12 @@ class Camera:
         """Looks at the numbers where that is free; on another device they came from here (`to`)."""
         if self.intrinsics.device.type != "cpu":
             return
-        if not self.intrinsics.isfinite().all() or not (self.intrinsics[:, :2] > 0).all():
+        good = self.intrinsics.isfinite().all(1) & (self.intrinsics[:, :2] > 0).all(1)
+        if not good.all():
+            first = ", ".join(f"{value:g}" for value in self.intrinsics[~good][0].tolist())
             raise UpbenchError(
                 "camera intrinsics must be finite numbers with positive focal lengths, got "
-                f"fx, fy, cx, cy = {shown(self.intrinsics.tolist()[:1])[2:-2]}"
+                f"fx, fy, cx, cy = {first}"
             )
         if self.pose is not None and not self.pose.isfinite().all():
             raise UpbenchError("camera pose must have finite numbers")

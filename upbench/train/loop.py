@@ -83,11 +83,10 @@ def train(config: TrainConfig) -> TrainResult:
     """
     _trainable(config.method).check_options(config.options)
     device = _device(config.device)
-    for folders in (config.images, config.val_images):
-        if folders:
-            find_photos(folders)
+    photos = find_photos(config.images)
+    val_photos = find_photos(config.val_images) if config.val_images else []
     paths = _writable(config)
-    run = _prepared(config, device)
+    run = _prepared(config, device, photos, val_photos)
     if config.resume and paths.resume.is_file():
         run.restore(paths.resume)
     elif config.force:  # last of all: until here everything may still turn out to be wrong
@@ -100,12 +99,12 @@ def train(config: TrainConfig) -> TrainResult:
     return _finish(run, paths)
 
 
-def _prepared(config: TrainConfig, device: torch.device) -> _Run:
+def _prepared(
+    config: TrainConfig, device: torch.device, photos: Sequence[Path], val_photos: Sequence[Path]
+) -> _Run:
     """A run at its start. It holds the features of its views; the backbones have gone."""
     from upbench.features.backbones import load_backbone
 
-    photos = find_photos(config.images)
-    val_photos = find_photos(config.val_images) if config.val_images else []
     backbones = {name: load_backbone(name, device=device) for name in config.backbone}
     _check_parameters(config, [backbone.channels for backbone in backbones.values()])  # before costly work
     views = replace(config.views, recipe="guidance", crops_per_image=1, scales_per_view=1, min_crop=1.0)
