@@ -268,7 +268,7 @@ PHOTOS = [
         "photos",
         "a file instead of the folder",
         TRAIN,
-        refused("photos", "not found"),
+        refused("photos", "not a folder"),
         lambda place: (place / "photos").write_text(""),
     ),
 ]
