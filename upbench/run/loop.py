@@ -21,7 +21,7 @@ from upbench.results.records import FOLDER, Record, Spread, parse_json, read_rec
 from upbench.run.claims import Claims
 from upbench.run.config import RunConfig
 from upbench.run.executors import Lost, find_executor
-from upbench.system.cache import replacing
+from upbench.system.cache import cache_dir, replacing
 from upbench.system.environment import without_home
 from upbench.system.progress import Bar, bar, duration, say
 from upbench.system.reading import read_file
@@ -88,6 +88,8 @@ class _Run:
         if not self.config.force:
             self.records = finished(self.folder, self.plan)
         todo = [planned for planned in self.plan if planned.cell.key not in self.records]
+        if any(not planned.skip for planned in todo):
+            cache_dir()  # bad input is told before anything else is
         self._announce()
         try:
             self._run_all(todo)

@@ -306,8 +306,8 @@ def _method(spec: MethodSpec) -> _Method:
 
 
 def _reason(skip_reason: Callable[..., Any], *arguments: Any) -> str | None:
-    """Why a plugin cannot run, as it says; None where it can, fails to say so, or says no text: its cells then
-    fail (`Worker`)."""
+    """Why a plugin cannot run, as it says; None where it can, and where it fails to say or says no text: its
+    cells then fail (`Worker`)."""
     reason = _asked(lambda: skip_reason(*arguments))
     return printable(reason) or None if isinstance(reason, str) else None
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-from upbench.errors import UpbenchError
+from upbench.errors import UpbenchError, reason
 from upbench.values import user_path
 
 try:
@@ -42,7 +42,7 @@ def cache_dir(*parts: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UpbenchError(
-            f"cannot create cache folder {folder}: {error.strerror}; set UPBENCH_CACHE"
+            f"cannot create cache folder {folder}: {reason(error)}; set UPBENCH_CACHE"
         ) from error
     return folder
 
