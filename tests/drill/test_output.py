@@ -64,7 +64,7 @@ def test_any_encoding_takes_any_table(folder, encoding):
     done = shell("", "report", str(folder), PYTHONIOENCODING=encoding)
     assert (done.returncode, done.stderr) == (0, b"")
     text = done.stdout.decode(encoding.partition(":")[0])
-    assert "[red]x[/red] [/]" in text
+    assert "[red]x[/red] [/]" in text.replace("\\[", "[").replace("\\]", "]")  # as Markdown says it
     assert ("\U0001f642" if encoding == "utf-8" else "\\U0001f642") in text
 
 
