@@ -45,7 +45,7 @@ def test_a_cell_whose_worker_is_stopped_is_tried_once_more(toy, costless, tmp_pa
 
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "soon", True, None])
 def test_the_time_after_which_a_worker_is_lost(value):
-    with pytest.raises(UpbenchError, match="lost_after: expected seconds"):
+    with pytest.raises(UpbenchError, match="lost_after in seconds must be"):
         RunConfig(lost_after=value)
 
 

@@ -5,29 +5,22 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import shlex
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from drill.disks import fill, small_disk
-from PIL import Image
 from safetensors import safe_open
-from torch import Tensor, nn
+from training import VIEWS, FakeBackbone, change
 
 from upbench.cli.dispatch import main
-from upbench.contracts.upsampler import Upsampler
 from upbench.errors import UpbenchError
 from upbench.testing import assert_close
 from upbench.train.loop import (
     TrainConfig,
     TrainResult,
-    ViewConfig,
     _Run,
     cosine_loss,
     learning_rate,
@@ -36,92 +29,6 @@ from upbench.train.loop import (
     upsampling_loss,
 )
 from upbench.train.views import Batch
-
-VIEWS = ViewConfig(view_size=32, guidance_size=16, crops_per_image=2, scales_per_view=2, precision="fp32")
-
-
-class FakeBackbone(nn.Module):
-    """Four features of 4x4 pixels: brightness, contrast and two edges, as a fixed convolution."""
-
-    name = "fake"
-    stride = 4
-
-    def __init__(self, channels: int = 4) -> None:
-        super().__init__()
-        self.channels, self.fingerprint = channels, f"fake-{channels}"
-        generator = torch.Generator().manual_seed(0)
-        self.weight = nn.Parameter(torch.randn(channels, 3, 4, 4, generator=generator), requires_grad=False)
-        self.calls = 0
-
-    def forward(self, image01: Tensor) -> Tensor:
-        self.calls += 1
-        return F.conv2d(image01, self.weight, stride=4)
-
-
-@pytest.fixture(scope="module")
-def tiny_method() -> Iterator[str]:
-    """A trainable method, registered for this file only: contract tests run over every registered one."""
-
-    class Tiny(Upsampler):
-        name = "tiny-trainable"
-        trainable = True
-
-        def __init__(self, channels: int = 4, *, broken: bool = False, width: int = 3) -> None:
-            super().__init__(channels)
-            self.guide = nn.Conv2d(3, channels, 1)
-            self.smooth = nn.Conv2d(channels, channels, width, padding=width // 2)
-            self.drop = nn.Dropout(0.1)
-            self.broken = broken
-
-        def forward(self, image: Tensor, features: Tensor, output_size: tuple[int, int]) -> Tensor:
-            up = F.interpolate(features, output_size, mode="bilinear")
-            guide = F.adaptive_avg_pool2d(self.guide(image), output_size)
-            return up + self.smooth(self.drop(guide)) * (math.nan if self.broken else 1)
-
-    yield Tiny.name
-    del Upsampler.registered[Tiny.name]
-
-
-@pytest.fixture
-def backbone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeBackbone:
-    monkeypatch.setenv("UPBENCH_CACHE", str(tmp_path / "cache"))
-    fake = FakeBackbone()
-    monkeypatch.setattr("upbench.features.backbones.load_backbone", lambda name, device="cpu": fake)
-    return fake
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(3):
-        small = rng.integers(0, 256, (8, 10 + i, 3), dtype=np.uint8)
-        Image.fromarray(small).resize((60 + 7 * i, 48), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
-    return folder
-
-
-@pytest.fixture
-def config(tiny_method: str, photos: Path, tmp_path: Path, backbone: FakeBackbone) -> TrainConfig:
-    return TrainConfig(
-        method=tiny_method,
-        images=(str(photos),),
-        out=str(tmp_path / "out" / "tiny.safetensors"),
-        backbone=("fake",),
-        steps=6,
-        batch=2,
-        views=VIEWS,
-        warmup=2,
-        lr=1e-2,
-        log_every=2,
-        device="cpu",
-    )
-
-
-def change(config: TrainConfig, **fields: object) -> TrainConfig:
-    from dataclasses import replace
-
-    return replace(config, **fields)
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int, number: int = signal.SIGTERM) -> None:
@@ -473,48 +380,6 @@ def test_outputs_are_not_replaced_unasked(config: TrainConfig, monkeypatch: pyte
     with pytest.raises(UpbenchError, match="exists; --force replaces it"):
         train(config)
     assert train(change(config, force=True)).finished
-
-
-@pytest.mark.parametrize("suffix", [".md", ".curve.jsonl"])
-def test_files_of_somebody_else_are_not_replaced(config: TrainConfig, suffix: str):
-    notes = config.paths().out.with_suffix(suffix)
-    notes.parent.mkdir(parents=True)
-    notes.write_text("my notes")
-    with pytest.raises(UpbenchError, match=rf"{re.escape(suffix)} exists; --force replaces it"):
-        train(config)
-    assert notes.read_text() == "my notes"
-    assert list(notes.parent.iterdir()) == [notes]
-
-
-def test_the_curve_of_a_run_that_died_is_replaced(config: TrainConfig):
-    curve = config.paths().curve
-    curve.parent.mkdir(parents=True)
-    curve.write_text('{"step": 2, "loss": 1.5, "lr": 0.01}\n')
-    assert train(config).finished
-
-
-def test_nothing_is_removed_before_all_is_known_to_be_right(config: TrainConfig, tmp_path: Path):
-    paths = config.paths()
-    paths.out.parent.mkdir(parents=True)
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "a.png").write_bytes(b"no picture")
-    for path in (paths.resume, paths.out, paths.card, paths.out.with_suffix(".writable")):
-        path.write_bytes(b"kept")
-    for wrong in (
-        {"images": (str(tmp_path / "none"),)},
-        {"images": (str(tmp_path / "empty"),)},
-        {"images": (str(tmp_path / "broken"),)},
-        {"val_images": (str(tmp_path / "empty"),)},
-        {"options": {"name": "x"}},
-        {"options": {"broken": "x", "weights": 1}},
-        {"init": "none.pth"},
-        {"device": "nowhere"},
-    ):
-        with pytest.raises(UpbenchError):
-            train(change(config, force=True, **wrong))
-        assert all(path.read_bytes() == b"kept" for path in paths.out.parent.iterdir())
-        assert len(list(paths.out.parent.iterdir())) == 4
 
 
 def test_a_checkpoint_of_another_run_is_refused(config: TrainConfig, monkeypatch: pytest.MonkeyPatch):

@@ -103,7 +103,7 @@ class RunConfig:
         whole("workers", self.workers, most=_MOST_WORKERS)
         if self.limit is not None:
             whole("limit", self.limit)
-        put(self, "lost_after", float(number("lost_after", self.lost_after, 1, _LONGEST_WAIT)))
+        put(self, "lost_after", float(number("lost_after in seconds", self.lost_after, 1, _LONGEST_WAIT)))
         flag("force", self.force)
 
     @classmethod
