@@ -21,6 +21,7 @@ from upbench.cli.describe import COMMAND as DESCRIBE
 from upbench.cli.export import COMMAND as EXPORT
 from upbench.cli.list import COMMAND as LIST
 from upbench.cli.profile import COMMAND as PROFILE
+from upbench.cli.published import COMMAND as PUBLISHED
 from upbench.cli.report import COMMAND as REPORT
 from upbench.cli.run import COMMAND as RUN
 from upbench.cli.train import COMMAND as TRAIN
@@ -126,6 +127,7 @@ def _parser(command: str | None) -> tuple[Parser, dict[str, Parser]]:
 _COMMANDS = {
     "run": RUN,
     "report": REPORT,
+    "published": PUBLISHED,
     "list": LIST,
     "describe": DESCRIBE,
     "profile": PROFILE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from upbench.cli._parser import Command
 from upbench.errors import unknown
@@ -34,6 +35,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ROW",
         help="add differences to this row or method, with 95 %% intervals over images",
     )
+    add(
+        "--published",
+        action="store_true",
+        help="add what papers report for the same protocol, dataset, split, backbone, sizes and method",
+    )
+    add(
+        "--published-rows",
+        action="store_true",
+        help="the same, and a row for each published method that was not measured",
+    )
 
 
 def call(arguments: argparse.Namespace) -> int:
@@ -50,7 +61,11 @@ def call(arguments: argparse.Namespace) -> int:
             raise unknown(name, value, choices)
     place = writable_file("table", arguments.out) if arguments.out is not None else None
     records = load_records(arguments.folders)
-    options = {"metrics": arguments.metrics, "against": arguments.against}
+    options: dict[str, Any] = {"metrics": arguments.metrics, "against": arguments.against}
+    if arguments.published or arguments.published_rows:
+        from upbench.results.papers import load_published
+
+        options |= {"published": load_published(), "unmeasured": arguments.published_rows}
     if place is not None:
         write(records, arguments.format, place, **options)
     else:

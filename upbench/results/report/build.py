@@ -9,8 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from upbench.errors import UpbenchError, unknown
+from upbench.results.papers import Published
 from upbench.results.records import Record, Spread
-from upbench.results.report import notes
+from upbench.results.report import beside, notes
 from upbench.results.report.bootstrap import paired_difference
 from upbench.results.report.costs import cost_columns, cost_notes, cost_values
 from upbench.results.report.model import Column, Row, Table, Value
@@ -20,7 +21,13 @@ _DIGITS = {"%": 2, "deg": 2, "m": 3, "": 3}
 _NO_METRICS = {"name": "result", "title": "", "unit": "", "higher_is_better": None, "main": True}
 
 
-def build_tables(records: Iterable[Record], metrics: str = "main", against: str | None = None) -> list[Table]:
+def build_tables(
+    records: Iterable[Record],
+    metrics: str = "main",
+    against: str | None = None,
+    published: Sequence[Published] | None = None,
+    unmeasured: bool = False,
+) -> list[Table]:
     """A table for each combination of backbone, dataset, content of the dataset, split and protocol.
 
     Settings of the probe, the number of seeds, a limit on images, device and dtype make tables of their own,
@@ -31,6 +38,9 @@ def build_tables(records: Iterable[Record], metrics: str = "main", against: str 
         metrics: "main" for those that each task names as such, "all" for all.
         against: Row that the others are compared with, image by image, else the method, if it is one row;
             None for no comparison.
+        published: Numbers of papers, as `upbench.results.papers.load_published` gives them. Those that were
+            measured as a table's were (`upbench.results.report.beside`) stand beside them. None for none.
+        unmeasured: Whether published methods that have no row get one, below the others.
 
     Raises:
         UpbenchError: These are no records, `against` names no row of them, or several rows.
@@ -52,7 +62,10 @@ def build_tables(records: Iterable[Record], metrics: str = "main", against: str 
         splits = list(dict.fromkeys(split for record in group for split in record.metrics)) or [""]
         for index, split in enumerate(splits):
             builder = _Builder(group, split, main=index == 0, metrics=metrics, against=against)
-            tables.append(builder.table(several))
+            table = builder.table(several)
+            if published is not None:
+                table = beside.add(table, builder.ordered(), split, published, unmeasured)
+            tables.append(table)
     return tables
 
 
@@ -143,12 +156,11 @@ class _Builder:
         Args:
             several: Whether its heading must tell the content of the dataset from others of that name.
         """
-        order = sorted(self.rows, key=lambda row: _age(next(iter(self.rows[row].values()))))
         columns = [column for task in self.tasks for column in self._task_columns(task)]
         if self.main:
             columns += [_RATIO] if self._ratios() else []
             columns += cost_columns(self.records)
-        rows = [self._row(row) for row in order]
+        rows = [self._row(row) for row in self._order()]
         head = self.records[0]
         place = f"{head.cell.dataset}/{self.split}" if self.split else head.cell.dataset
         parts = [head.cell.backbone, place, head.protocol_label]
@@ -163,6 +175,13 @@ class _Builder:
             footnotes=self.footnotes,
             notes=[*self._notes(rows)],
         )
+
+    def ordered(self) -> list[list[Record]]:
+        """The records of each row of the table."""
+        return [list(self.rows[row].values()) for row in self._order()]
+
+    def _order(self) -> list[tuple[str, ...]]:
+        return sorted(self.rows, key=lambda row: _age(next(iter(self.rows[row].values()))))
 
     def _primary(self, task: str) -> Mapping[str, Any]:
         return next(iter(self.tasks[task].values()), _NO_METRICS)

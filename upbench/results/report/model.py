@@ -22,6 +22,7 @@ class Column:
         higher_is_better: Direction, or None where there is none.
         digits: Decimals; None for three significant digits.
         ranked: Whether the best value is marked.
+        signed: Whether its numbers are differences.
     """
 
     key: str
@@ -30,6 +31,7 @@ class Column:
     higher_is_better: bool | None = None
     digits: int | None = None
     ranked: bool = False
+    signed: bool = False
 
     @property
     def header(self) -> str:
@@ -59,6 +61,8 @@ class Value:
         interval: Ends of a confidence interval, or None; the number is then a difference and has a sign.
         spread: Quartiles, or None.
         text: What stands in place of a number, as in "failed".
+        mark: What stands behind the number, as in "*".
+        source: Where a number comes from that was not measured here; a footnote says the same.
         note: Number of the footnote that explains it, or None.
         best: Whether it is the best of its column.
     """
@@ -68,6 +72,8 @@ class Value:
     interval: tuple[float, float] | None = None
     spread: tuple[float, float] | None = None
     text: str = ""
+    mark: str = ""
+    source: str = ""
     note: int | None = None
     best: bool = False
 
@@ -79,7 +85,8 @@ class Value:
             low, high = (_signed(column, end) for end in self.interval)
             parts = [_signed(column, self.number), f"[{low}, {high}]"]
         else:
-            parts = [column.format(self.number)]
+            number = _signed(column, self.number) if column.signed else column.format(self.number)
+            parts = [number + self.mark]
             if self.std is not None and math.isfinite(self.std):
                 parts += ["±", column.format(self.std)]
             if self.spread is not None and all(map(math.isfinite, self.spread)):
