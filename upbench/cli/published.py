@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 
 from upbench.cli._parser import Command
-from upbench.errors import unknown
+from upbench.errors import UpbenchError, unknown
 
 FORMATS = ("md", "csv", "json")
 _FILTERS = ("method", "dataset", "task", "protocol", "backbone", "paper", "metric", "split")
@@ -31,9 +32,13 @@ def call(arguments: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
     if arguments.format not in FORMATS:
         raise unknown("format", arguments.format, FORMATS)
-    from upbench.results.papers import load_published, select
+    from upbench.results.papers import load_published, protocols_of, select
 
-    rows = select(load_published(), **{name: getattr(arguments, name) for name in _FILTERS})
+    every = load_published()
+    wanted = {name: getattr(arguments, name) for name in _FILTERS}
+    if wanted["protocol"] is not None and wanted["protocol"] not in protocols_of(every):
+        wanted["protocol"] = _own_name(wanted["protocol"])
+    rows = select(every, **wanted)
     lines = [{**row.to_dict(), "source": row.source} for row in rows]
     if arguments.format == "json":
         import json
@@ -59,6 +64,15 @@ def call(arguments: argparse.Namespace) -> int:
         right = {shown.index(name) for name in ("image", "output", "printed") if name in shown}
         print("\n".join(table_lines(head, body, right)))
     return 0
+
+
+def _own_name(protocol: str) -> str:
+    """The name of a protocol that has others, too; a name that nothing has as it is."""
+    from upbench.registry import find_protocol
+
+    with suppress(UpbenchError):
+        return find_protocol(protocol).name
+    return protocol
 
 
 COMMAND = Command(

@@ -106,8 +106,8 @@ class Published:
         parts = [f"{self.paper}, {self.table}" if self.table else str(self.paper)]
         parts += [f"weights {self.weights}"] if self.weights else []
         if self.second_hand:
-            where = "notes on the paper" if self.read_in == "notes" else "a third party's run of its code"
-            parts += [f"second-hand: read in {where}"]
+            notes, run = "read in notes on the paper", "from a third party's run of its code"
+            parts += [f"second-hand: {notes if self.read_in == 'notes' else run}"]
         return "; ".join([*parts, *([self.note] if self.note else [])])
 
     def to_dict(self) -> dict[str, Any]:

@@ -113,6 +113,15 @@ def test_the_first_paper_is_shown_and_the_others_are_named():
     assert not any("second-hand" in note for note in table.notes), "what is shown is first-hand"
 
 
+def test_the_protocols_own_paper_comes_first():
+    jafar = Paper("jafar", "JAFAR", "2506.11136", 2025, "")
+    rows = [replace(ROW, paper=jafar, value=80.7), ROW]
+    assert [row.paper.name for row in matching(measured(), "val", rows)] == ["raysup", "jafar"]
+    own = [replace(row, protocol="jafar-seg") for row in reversed(rows)]
+    of_jafar = measured(protocol_more={"name": "jafar-seg"})
+    assert [row.paper.name for row in matching(of_jafar, "val", own)] == ["jafar", "raysup"]
+
+
 def test_second_hand_numbers_are_marked():
     (table,) = build_tables([measured()], published=[replace(ROW, read_in="notes")])
     value, column = table.rows[0].values["seg/miou_published"], table.columns[1]

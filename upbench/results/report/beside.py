@@ -51,18 +51,22 @@ def obstacle(record: Record, split: str) -> str:
 
 
 def matching(record: Record, split: str, published: Sequence[Published]) -> list[Published]:
-    """The published numbers of a record's method, of all metrics, that were measured as the record was."""
+    """The published numbers of a record's method, of all metrics, that were measured as the record was.
+
+    Those of the protocol's own paper come first.
+    """
     if obstacle(record, split) or record.status != "ok":
         return []
     method, here = record.cell.method, setting(record, split)
     if method.camera not in ("", "identity"):  # no paper's method knows a true camera
         return []
     variant = ", ".join(f"{name}={value}" for name, value in sorted(method.options.items()))
-    return [
+    found = [
         row
         for row in published
         if row.protocol and row.method == method.name and row.variant == variant and setting_of(row) == here
     ]
+    return sorted(found, key=lambda row: not row.protocol.startswith(f"{row.paper.name}-"))
 
 
 def add(
