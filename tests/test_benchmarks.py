@@ -321,3 +321,38 @@ class TestRunSpeed:
         assert failed.returncode == 2
         assert "did you mean 'bilinear'" in failed.stderr
         assert not list(tmp_path.rglob("*.json"))
+
+
+class TestPaperCosts:
+    """`paper_costs.py`: it runs, and hours are seconds an image times the images."""
+
+    def test_measures(self, root: Path, tmp_path: Path) -> None:
+        out = tmp_path / "costs.json"
+        words = ("--protocol", "quick", "--methods", "bilinear", "--classes", "3", "--images", "2")
+        done = run(root, "paper_costs.py", *words, "--repeats", "1", "--threads", "1", "--out", str(out))
+        assert done.returncode == 0, done.stderr
+        result = json.loads(out.read_text())
+        (row,) = result["rows"]
+        assert (row["method"], row["classes"], result["side"], result["threads"]) == ("bilinear", 3, 224, 1)
+        for name in ("official_train_s", "official_evaluate_s"):
+            assert row[name] > 0
+        assert min(row["train_s"], row["evaluate_s"]) >= 0
+        assert result["backbone_s"] > 0
+
+    def test_hours(self, root: Path) -> None:
+        module = load(root, "paper_costs")
+        row = {"train_s": 0.5, "evaluate_s": 2.0, "official_train_s": 5.0, "official_evaluate_s": 10.0}
+        assert module._hours(row, train=7200, scored=1800, epochs=10) == "11 (official 150)"
+        rows = [{"method": "bilinear", "classes": count} for count in (21, 151)]
+        assert module._nearest({"rows": rows}, "bilinear", 27)["classes"] == 21
+
+    def test_every_table_has_its_lines(self, root: Path, tmp_path: Path) -> None:
+        result = {"rows": [], "side": 448, "backbone_s": 0.1}
+        file = tmp_path / "costs.json"
+        file.write_text(json.dumps(result))
+        done = run(root, "paper_costs.py", "--table", str(file))
+        assert done.returncode == 0, done.stderr
+        for config in (root / "configs" / "papers").glob("*.yaml"):
+            assert f"| {config.stem} | " in done.stdout
+        widths = {line.replace("\\|", "").count("|") for line in done.stdout.splitlines()}
+        assert len(widths) == 1, "every line has every column"

@@ -113,7 +113,8 @@ def test_command_line_of_the_wheel(installed, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "raysup" in done.stdout
     assert "bilinear" in done.stdout
-    done = run(installed, tmp_path, "-m", "upbench", "published", "--method", "raysup", "--dataset", "voc2012")
+    words = ("published", "--method", "raysup", "--dataset", "voc2012")
+    done = run(installed, tmp_path, "-m", "upbench", *words)
     assert done.returncode == 0, done.stderr
     assert "84.64" in done.stdout
 

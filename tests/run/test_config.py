@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from upbench.errors import UpbenchError
@@ -154,3 +156,47 @@ def test_devices(device):
 def test_parts():
     assert RunConfig().part() == (1, 1)
     assert RunConfig(shard="2/3").part() == (2, 3)
+
+
+class TestParts:
+    """A run of several protocols: each part has something of its own, and the rest from the run."""
+
+    def test_each_is_a_run_of_its_own(self):
+        parts = [{"protocol": "standard", "tasks": "depth"}, {"methods": ["raysup"], "probe": {"epochs": 2}}]
+        config = RunConfig(methods="bilinear", seeds=5, parts=parts)
+        first, second = config.each()
+        assert (first.protocol, first.tasks, first.seeds, first.parts) == ("standard", ("depth",), 5, ())
+        assert first.methods == config.methods
+        assert (second.protocol, second.methods) == ("quick", (MethodSpec("raysup"),))
+        assert second.probe == {"epochs": 2}
+        assert RunConfig(**config.to_dict()) == config
+        assert RunConfig(seeds=5).each() == [RunConfig(seeds=5)]
+
+    def test_what_is_given_wins_over_them(self, tmp_path):
+        file = tmp_path / "run.yaml"
+        file.write_text("parts: [{protocol: standard, tasks: [seg]}, {protocol: quick, tasks: [depth]}]\n")
+        loaded = RunConfig.load(file, {"tasks": "normals", "limit": 2})
+        assert [(part.protocol, part.tasks, part.limit) for part in loaded.each()] == [
+            ("standard", ("normals",), 2),
+            ("quick", ("normals",), 2),
+        ]
+        assert {part.protocol for part in RunConfig.load(file, {"preset": "mine"}).each()} == {"mine"}
+
+    @pytest.mark.parametrize(
+        ("parts", "message"),
+        [
+            ("seg", "parts: expected a list of mappings, got 'seg'"),
+            ({"protocol": "quick"}, "parts: expected a list of mappings"),
+            (["quick"], "part 1: expected a mapping, got 'quick'"),
+            (
+                [{"tasks": "seg"}, {"protocl": "quick"}],
+                "unknown key 'protocl'; did you mean 'protocol'?; in part 2",
+            ),
+            ([{"out": "x"}], "unknown key 'out'"),
+            ([{"tasks": []}], "part 1: tasks: expected a list of names"),
+            ([{"methods": [{"weights": "x"}]}], "part 1: methods:"),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, parts, message, tmp_path):
+        with pytest.raises(UpbenchError, match=re.escape(message)):
+            RunConfig(parts=parts)

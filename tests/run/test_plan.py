@@ -272,3 +272,18 @@ def test_an_empty_split_is_refused(toy, plan, monkeypatch):
     monkeypatch.setattr(toy.find("toy", "dataset"), "images", {"train": 6, "val": 0, "other": 3})
     with pytest.raises(UpbenchError, match="split 'val' of dataset 'toy' has no images"):
         plan()
+
+
+def test_parts_make_one_plan(plan):
+    parts = [{"tasks": ["seg"], "protocol": "tiny"}, {"tasks": ["seg", "depth"], "protocol": "quick"}]
+    both = plan(parts=[*parts, parts[0]])
+    alone = [planned for part in parts for planned in plan(**part)]
+    assert [(p.cell.protocol, p.cell.task) for p in both] == [
+        ("tiny", "seg"),
+        ("quick", "seg"),
+        ("quick", "depth"),
+    ], "a cell that two parts have is one cell"
+    assert [p.cell.key for p in both] == [p.cell.key for p in alone]
+    assert [p.inputs for p in both] == [p.inputs for p in alone]
+    halves = [plan(parts=parts, shard=f"{i}/2") for i in (1, 2)]
+    assert sorted(p.cell.key for half in halves for p in half) == sorted(p.cell.key for p in both)

@@ -24,6 +24,8 @@ DTYPES = ("float32", "bfloat16")
 EXECUTORS = ("inline", "process", "ray")
 _LONGEST_WAIT = 604800
 _MOST_WORKERS = 1024
+_PART = ("methods", "tasks", "backbones", "datasets", "protocol", "probe")
+"""What a part of a run may have of its own."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,9 @@ class RunConfig:
         shard: "i/n" runs the i-th of n parts of the cells, as on n machines; "" for all.
         probe: Settings of `upbench.Recipe` that replace the protocol's. The protocol is then not kept, and
             tables say so.
+        parts: A run of several protocols, or of other methods on another backbone: for each part a mapping
+            with what it has of its own (methods, tasks, backbones, datasets, protocol, probe); all else is as
+            above. Empty for a run in one part.
         preset: The same as `protocol`.
 
     Raises:
@@ -72,6 +77,7 @@ class RunConfig:
     lost_after: float = 120.0
     shard: str = ""
     probe: Mapping[str, Any] = field(default_factory=dict)
+    parts: Sequence[Mapping[str, Any]] = ()
     preset: InitVar[str | None] = None
 
     def __post_init__(self, preset: str | None) -> None:
@@ -98,6 +104,7 @@ class RunConfig:
             if value not in choices and not (name == "device" and re.fullmatch(r"cuda:[0-9]{1,3}", value)):
                 raise unknown(name, value, choices)
         put(self, "probe", plain_mapping("probe", self.probe))
+        put(self, "parts", self._checked_parts())
         self.part()
         whole("seeds", self.seeds, most=LARGEST_SEEDS)
         whole("workers", self.workers, most=_MOST_WORKERS)
@@ -119,6 +126,9 @@ class RunConfig:
             if key not in known:
                 raise unknown("key", key, known, f"in {named(file)}")
         given = {key: value for key, value in (overrides or {}).items() if value is not None}
+        if isinstance(parts := values.get("parts"), list):  # what is given wins over parts, too
+            won = {"protocol" if key == "preset" else key for key in given}
+            values = {**values, "parts": [_without(part, won) for part in parts]}
         if {"protocol", "preset"} & set(given):
             values = {key: value for key, value in values.items() if key not in ("protocol", "preset")}
         try:
@@ -131,7 +141,31 @@ class RunConfig:
         """Plain values; `RunConfig(**config.to_dict())` equals `config`."""
         data = {f.name: getattr(self, f.name) for f in fields(self)}
         lists = {name: list(data[name]) for name in ("tasks", "backbones", "datasets", "plugins")}
-        return {**data, **lists, "methods": [m.to_dict() for m in self.methods], "probe": dict(self.probe)}
+        methods = [method.to_dict() for method in self.methods]
+        parts = [dict(part) for part in self.parts]
+        return {**data, **lists, "methods": methods, "probe": dict(self.probe), "parts": parts}
+
+    def each(self) -> list[RunConfig]:
+        """The parts as runs of their own; the run itself where it has none."""
+        return [replace(self, **{"parts": (), **part}) for part in self.parts] or [self]
+
+    def _checked_parts(self) -> tuple[dict[str, Any], ...]:
+        """The parts, their values in the form in which `to_dict` has them."""
+        if isinstance(self.parts, (str, Mapping)) or not isinstance(self.parts, Sequence):
+            raise UpbenchError(f"parts: expected a list of mappings, got {shown(self.parts)}")
+        found = []
+        for number, part in enumerate(self.parts, 1):
+            if not isinstance(part, Mapping):
+                raise UpbenchError(f"part {number}: expected a mapping, got {shown(part)}")
+            for key in part:
+                if key not in _PART:
+                    raise unknown("key", str(key), _PART, f"in part {number}")
+            try:
+                whole = replace(self, **{"parts": (), **part}).to_dict()
+            except UpbenchError as error:
+                raise UpbenchError(f"part {number}: {error}") from None
+            found.append({key: whole[key] for key in part})
+        return tuple(found)
 
     def select(self, methods: Iterable[str], tasks: Iterable[str], datasets: Iterable[str]) -> RunConfig:
         """The same run with wildcards replaced by the names that they match.
@@ -171,6 +205,11 @@ class RunConfig:
         if not 1 <= index <= count:
             raise UpbenchError(f"shard: expected I/N with 1 <= I <= N, as in 2/4, got {shown(self.shard)}")
         return index, count
+
+
+def _without(part: Any, keys: Iterable[str]) -> Any:
+    """A part of a run without some keys; what is no mapping is left for its check to refuse."""
+    return {key: part[key] for key in part if key not in keys} if isinstance(part, Mapping) else part
 
 
 def _unique(items: Iterable[str]) -> tuple[str, ...]:

@@ -43,13 +43,23 @@ def make_plan(config: RunConfig, load: Callable[[str, str], Backbone] | None = N
         load: Gives the backbone of a name on a device.
 
     Returns:
-        Every cell, in the order in which they share the most work: the task changes first, the backbone last.
+        Every cell, part by part, in the order in which they share the most work: the task changes first, the
+        backbone last.
 
     Raises:
         UpbenchError: Anything that is wrong with a name, a plugin file, a checkpoint, a dataset, a protocol
             or the device.
     """
     load_plugin_files(config.plugins)
+    cells: dict[str, PlannedCell] = {}
+    for part in config.each():
+        for planned in _plan(part, load):
+            cells.setdefault(planned.cell.key, planned)
+    return _shard(list(cells.values()), *config.part())
+
+
+def _plan(config: RunConfig, load: Callable[[str, str], Backbone] | None) -> Iterator[PlannedCell]:
+    """The cells of one part of a run, which share a protocol."""
     named = {spec.name for spec in config.methods}
     config = config.select(plugins("method"), plugins("task"), plugins("dataset"))
     protocol: Protocol = find_protocol(config.protocol)()
@@ -59,16 +69,13 @@ def make_plan(config: RunConfig, load: Callable[[str, str], Backbone] | None = N
     tasks: list[Task] = [find_task(name)() for name in config.tasks]
     sources = _Sources(protocol)
     datasets = _datasets(config, tasks)
-    cells: dict[str, PlannedCell] = {}
     for name in dict.fromkeys(config.backbones):
         facts = _BackboneFacts.of((load or backbones.load_backbone)(name, place))
         for data in datasets:
             crossing = _Crossing(config, protocol, place, name, facts, data, sources)
             for method, task in itertools.product(methods, tasks):
                 if config.datasets or data.spec in task.datasets:
-                    planned = crossing.cell(method, task, method.spec.name in named)
-                    cells.setdefault(planned.cell.key, planned)
-    return _shard(list(cells.values()), *config.part())
+                    yield crossing.cell(method, task, method.spec.name in named)
 
 
 def groups(plan: list[PlannedCell]) -> Iterator[list[PlannedCell]]:
