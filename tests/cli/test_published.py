@@ -53,6 +53,7 @@ def test_report_puts_them_beside_when_asked(tmp_path, capsys):
     protocol = {"name": "raysup-seg", "version": 1, "image_size": [448, 448], "output_size": [448, 448]}
     made = record("bilinear", values=(81.9, 82.1), **names)
     object.__setattr__(made, "protocol", {**made.protocol, **protocol})
+    (tmp_path / "records").mkdir()
     write_record(tmp_path / "records", made)
     assert "published" not in printed(capsys, "report", str(tmp_path))
     text = printed(capsys, "report", "--published", str(tmp_path))

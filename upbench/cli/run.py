@@ -24,7 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"rules of measurement, see 'upbench list protocols' (default: {default.protocol})",
     )
-    add("--config", metavar="FILE.yaml", help="a YAML file with any of these settings; flags win over it")
+    add(
+        "--config",
+        metavar="FILE.yaml",
+        help="a YAML file with any of these settings, and with parts; flags win over it",
+    )
     add("--seeds", type=integer, metavar="N", help=f"trainings of the probe (default: {default.seeds})")
     add("--limit", type=integer, metavar="N", help="only N images of every split, for a trial")
     add(

@@ -217,9 +217,9 @@ def _row(paper: Paper, line: Mapping[str | None, str | None]) -> Published:
     if None in line or None in line.values():
         raise ValueError(f"expected {len(COLUMNS)} fields")
     text = {str(name): str(value) for name, value in line.items()}
-    for name, value in text.items():
-        if value != " ".join(value.split()):
-            raise ValueError(f"{name} has spaces to spare: {value!r}")
+    for name, field in text.items():
+        if field != " ".join(field.split()):
+            raise ValueError(f"{name} has spaces to spare: {field!r}")
     for name in ("task", "method", "metric", "value", "read_in"):
         if not text[name]:
             raise ValueError(f"{name} is empty")
