@@ -240,7 +240,7 @@ def _lines(name: str, part: RunConfig, result: Mapping[str, Any], methods: list[
             )
             continue
         protocol, cls = found(), datasets[dataset]
-        train, scored = (cls.counts.get(split, 0) for split in ("train", "val"))
+        train, scored = (cls.counts.get(split, 0) for split in (cls.train_split, cls.eval_splits[0]))
         recipe = protocol.recipe_for(dataset=dataset)
         steps = recipe.epochs * -(-train // recipe.batch_size)
         entries = [f"{train:,} / {scored:,}", f"{steps:,}", str(cells)]

@@ -25,7 +25,15 @@ WAITING = {
         *("raysup-davis", "naf-davis", "loftup-davis", "anyup-fidelity"),
     },
     "dataset": {
-        *("voc2012", "ade20k", "cityscapes", "coco_stuff27", "nyuv2", "davis2017", "coco_pseudo_depth"),
+        *(
+            "voc2012",
+            "ade20k",
+            "cityscapes",
+            "coco_stuff27",
+            "nyuv2_geonet",
+            "davis2017",
+            "coco_pseudo_depth",
+        ),
     },
     "task": {"video", "frozen_head"},
 }
