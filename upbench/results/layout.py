@@ -202,6 +202,7 @@ _RECORD = _fields(
                 "name": _text,
                 "version": _whole,
                 "exact": _text,
+                "source": _text,
                 "departures": _list(_text),
                 "image_size": _maybe(_size),
                 "output_size": _maybe(_size),

@@ -145,6 +145,7 @@ def protocol_of(planned: PlannedCell) -> dict[str, Any]:
     fixed = protocol.geometry.size(setting.stride) is not None
     return {
         **protocol.to_dict(),
+        "source": protocol.source,
         "departures": list(protocol.departures),
         "image_size": list(setting.image_size) if fixed else None,
         "output_size": list(setting.output_size) if fixed else None,

@@ -142,13 +142,18 @@ def test_a_protocol_goes_by_name_and_version():
 
 def test_what_a_protocol_leaves_open_or_does_otherwise_is_noted():
     exact = "\n".join(one_table(record("raysup")).notes)
-    assert "exact" not in exact
+    assert "exact" not in exact, "it is its own source"
     assert "departs" not in exact
     loose = record("raysup", protocol="vitup")
     loose.protocol.update(exact="open: the schedule of the probe", departures=["no flips", "one seed"])
+    loose.protocol["source"] = "some paper"
     notes = one_table(loose).notes
     assert "vitup-v1 is not exact; open: the schedule of the probe" in notes
     assert "vitup-v1 departs from its source: no flips; one seed" in notes
+    strict = record("raysup", protocol="jafar-seg")
+    strict.protocol["source"] = "JAFAR, arXiv 2506.11136"
+    notes = one_table(strict).notes
+    assert "jafar-seg-v1 is exact: every parameter is known; JAFAR, arXiv 2506.11136" in notes
 
 
 @pytest.mark.parametrize(

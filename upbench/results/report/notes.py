@@ -9,6 +9,7 @@ from upbench.results.report.bootstrap import RESAMPLES
 from upbench.results.report.model import Row
 
 PARTIAL = "partial copy"
+_OWN = "upbench"  # what protocols of upbench's own say of their source
 RATIO = (
     "Native ratio: what the steps of a method upsample by; its output is resized bilinearly from the next "
     "size that they make. Methods without one make every size themselves"
@@ -72,10 +73,14 @@ def _partial(record: Record, split: str) -> Iterable[str]:
 
 
 def protocol(records: Iterable[Record]) -> Iterable[str]:
-    """Where a protocol does not, or cannot, do what its source does."""
+    """Whether a protocol that follows a paper is exact, and where it does not, or cannot, do what its source
+    does."""
     told: dict[str, None] = {}
     for record in records:
         exact, departures = record.protocol.get("exact", "exact"), record.protocol.get("departures", ())
+        source = record.protocol.get("source", _OWN)
+        if exact == "exact" and source != _OWN:
+            told[f"{record.protocol_label} is exact: every parameter is known; {source}"] = None
         if exact != "exact":
             told[f"{record.protocol_label} is not exact; {exact}"] = None
         if departures:
