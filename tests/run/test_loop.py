@@ -19,6 +19,7 @@ from upbench.cost import measure
 from upbench.errors import UpbenchError
 from upbench.evaluate import task as probing
 from upbench.registry import find_method, find_protocol
+from upbench.results.papers import Paper, Published
 from upbench.results.records import Record, load_records
 from upbench.results.report import build_tables, render
 from upbench.run import context, loop
@@ -469,3 +470,30 @@ def test_a_debugger_opens_where_a_cell_fails(toy, out, monkeypatch):
 def test_the_plugin_of_these_tests_is_a_plugin_like_any_other(toy):
     assert toy.PLUGIN.is_file()
     assert find_method("toy_smooth").__module__.startswith("upbench_plugin_")
+
+
+def test_parts_are_one_run(toy, out):
+    parts = [{"tasks": ["toy_noted"]}, {"tasks": ["seg"], "methods": ["toy_posed"]}]
+    records = run(toy.config(out, parts=parts))
+    assert [(record.cell.task, record.cell.method.name) for record in records] == [
+        ("toy_noted", "toy_smooth"),
+        ("seg", "toy_posed"),
+    ]
+    assert {record.status for record in records} == {"ok"}
+    assert len(load_records(out)) == 2, "in one folder"
+
+
+def test_a_published_number_finds_the_record_of_a_run(toy, out):
+    """What a run writes down and what published numbers say of their setting are the same words."""
+    (record,) = run(toy.config(out))
+    side = record.protocol["output_size"][0]
+    facts = {"protocol": "tiny", "task": "seg", "dataset": "toy", "split": "val", "backbone": "tiny"}
+    paper, text = Paper("tiny", "Tiny", "", 2026, ""), {"table": "Table 1", "variant": "", "weights": ""}
+    sizes = {"image": record.protocol["image_size"][0], "output": side}
+    number = {"metric": "miou", "value": 50.0, "printed": "50.0", "unit": "%", "read_in": "paper", "note": ""}
+    row = Published(paper=paper, method="toy_smooth", **facts, **text, **sizes, **number)
+    table = build_tables(load_records(out), published=[row])[0]
+    value = table.rows[0].values["seg/miou_minus_published"]
+    assert value.number == pytest.approx(table.rows[0].values["seg/miou"].number - 50.0)
+    other = dataclasses.replace(row, output=side + 1)
+    assert "published" not in render(load_records(out), published=[other]).replace("No published", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,6 +136,49 @@ def test_nothing_waits_that_is_there():
         table = plugins(kind)
         aliases = {alias for cls in table.values() for alias in getattr(cls, "aliases", ())}
         assert not waiting & {*table, *aliases}, f"{kind}s that are there: take them from the list"
+
+
+def told() -> Iterator[tuple[str, list[str], list[str]]]:
+    """(config, protocols, the other columns) of each line of the table in docs/papers.md."""
+    config, protocols = "", [""]
+    lines = (ROOT / "docs" / "papers.md").read_text().splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.startswith("| config |")) + 2
+    for line in itertools.takewhile(lambda line: line.startswith("|"), lines[begin:]):
+        first, second, *rest = (cell.strip() for cell in line.strip("|").split("|"))
+        config = first.strip("`") or config
+        if second:
+            protocols = re.findall(r"`([\w-]+)`", second)
+            protocols = [name if name[0] != "-" else f"{protocols[0]}{name}" for name in protocols]
+        yield config, protocols, rest
+
+
+def test_the_page_has_every_cell():
+    found: dict[tuple[str, str, str], int] = {}
+    for config, protocols, (dataset, _, _, _, cells) in told():
+        for protocol in protocols:
+            found[config, protocol, dataset.strip("`")] = int(cells) // len(protocols)
+    expected = {}
+    for file in FILES:
+        for part in RunConfig.load(file).each():
+            for dataset in part.datasets:
+                key = (file.stem, part.protocol, dataset)
+                expected[key] = expected.get(key, 0) + len(part.methods) * len(part.backbones)
+    assert found == expected
+
+
+def test_the_page_has_the_steps_of_each_training():
+    for _, protocols, (dataset, images, training, steps, _) in told():
+        name = dataset.strip("`")
+        for protocol in (find_protocol(each)() for each in protocols if each not in WAITING["protocol"]):
+            if training == "none" or name in WAITING["dataset"]:
+                continue
+            cls = find_dataset(name)
+            counts = [cls.counts[split] for split in (cls.train_split, cls.eval_splits[0])]
+            assert images == " / ".join(f"{count:,}" for count in counts), name
+            recipe = protocol.recipe_for(dataset=name)
+            assert training == f"{recipe.epochs}, {recipe.batch_size}", (protocol.name, name)
+            taken = recipe.epochs * -(-counts[0] // recipe.batch_size)
+            assert steps.removesuffix(" each") == f"{taken:,}", (protocol.name, name)
 
 
 def test_readme_says_how():
