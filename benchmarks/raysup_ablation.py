@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from upbench.cli.dispatch import main as upbench
-from upbench.cli.listing import as_text
+from upbench.cli.inventory.listing import as_text
 from upbench.errors import UpbenchError
 from upbench.results.cell import MethodSpec
 from upbench.run.config import RunConfig

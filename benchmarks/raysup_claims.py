@@ -13,7 +13,7 @@ import sys
 
 from torch import nn
 
-from upbench.cli.listing import as_text
+from upbench.cli.inventory.listing import as_text
 from upbench.weights.load import load_method
 
 VARIANTS = (

@@ -40,7 +40,7 @@ PATHS: dict[str, tuple[str, ...]] = {
         "upbench.work": "run.worker run.costs run.describe",
         "upbench.runner": "run.loop",
         "upbench.executors": "run.executors",
-        "upbench.listing": "cli.listing",
+        "upbench.listing": "cli.inventory.listing",
         "upbench.sources": "system.sources",
         "upbench.checkpoint": "system.checkpoint",
         "upbench.download": "system.download",

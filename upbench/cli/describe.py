@@ -23,8 +23,8 @@ def call(arguments: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
     if arguments.kind not in KINDS:
         raise unknown("kind", arguments.kind, KINDS)
-    from upbench.cli import describing
-    from upbench.cli.listing import as_json
+    from upbench.cli.inventory import describing
+    from upbench.cli.inventory.listing import as_json
     from upbench.registry import load_plugin_files
     from upbench.system.outputs import emit
 

@@ -23,7 +23,7 @@ def call(arguments: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
     if arguments.what not in LISTS:
         raise unknown("list", arguments.what, LISTS)
-    from upbench.cli import listing
+    from upbench.cli.inventory import listing
     from upbench.registry import load_plugin_files
     from upbench.system.outputs import emit
 

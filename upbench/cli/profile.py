@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def call(arguments: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
     check_sizes(arguments)
-    from upbench.cli import listing
+    from upbench.cli.inventory import listing
     from upbench.cost import profile as profiling
     from upbench.registry import load_plugin_files
     from upbench.results.records import write_json

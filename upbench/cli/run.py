@@ -78,7 +78,7 @@ def call(arguments: argparse.Namespace) -> int:
     config = RunConfig.load(arguments.config, given)
     be_quiet(arguments.quiet)
     if arguments.dry_run:
-        from upbench.cli.listing import as_text
+        from upbench.cli.inventory.listing import as_text
         from upbench.run.preview import preview
 
         rows, notes = preview(config)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from upbench.cli import listing
+from upbench.cli.inventory import listing
 from upbench.contracts.registered import origin
 from upbench.errors import UpbenchError
 from upbench.registry import find, find_dataset, open_dataset, plugins

@@ -1,0 +1,1 @@
+"""What there is: as rows for `upbench list`, and in full for `upbench describe`."""
