@@ -126,7 +126,7 @@ def test_second_hand_numbers_are_marked():
     (table,) = build_tables([measured()], published=[replace(ROW, read_in="notes")])
     value, column = table.rows[0].values["seg/miou_published"], table.columns[1]
     assert value.format(column) == f"81.70{MARK} [1]"
-    assert any(note.startswith(f"{MARK} second-hand") for note in table.notes)
+    assert any(note.startswith(f"Published numbers with {MARK} are second-hand") for note in table.notes)
 
 
 def test_metrics_of_several_tasks_have_columns_of_their_own():

@@ -17,7 +17,9 @@ NOTE = (
     "Published: numbers of papers for the same protocol, dataset, split, backbone, sizes of image and "
     "output, method and options; Δ is measured minus published. Weights may be others than the paper's"
 )
-NOTE_SECOND_HAND = f"{MARK} second-hand: not read in the paper or in its authors' files"
+NOTE_SECOND_HAND = (
+    f"Published numbers with {MARK} are second-hand: not read in the paper or its authors' files"
+)
 NONE = "No published number has the protocol, dataset, split, backbone and sizes of this table"
 
 
