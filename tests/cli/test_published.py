@@ -63,3 +63,12 @@ def test_report_puts_them_beside_when_asked(tmp_path, capsys):
     text = printed(capsys, "report", "--published-rows", str(tmp_path))
     assert "| raysup, published " in text
     assert "84.64* [" in text
+
+
+def test_a_protocol_goes_by_its_other_names_too(capsys, monkeypatch):
+    class Named:
+        name = "raysup-seg"
+
+    monkeypatch.setattr("upbench.registry.find_protocol", {"another-seg": Named}.__getitem__)
+    words = ("published", "--method", "raysup", "--protocol")
+    assert printed(capsys, *words, "another-seg") == printed(capsys, *words, "raysup-seg")
