@@ -9,7 +9,7 @@ backbone, training and evaluation as `upbench run` does them, and the same by a 
 code runs it (backbone, dense features, a 1x1 convolution and autograd for every image of every epoch, and the
 whole validation split after each). Training is the difference of runs with one and three epochs, evaluation
 that of runs with one and three times as many images, so that neither holds what is done once; operators are
-computed anew for every batch, as for splits that do not fit into memory.
+computed anew for every batch, as for splits that fit neither into memory nor into files beside it.
 
 The second reads `configs/papers` and prints a line for each dataset of each table: images, steps, cells, and,
 for segmentation at the size that was measured, hours for each method. They are extrapolated: seconds an image
@@ -39,6 +39,7 @@ from upbench.contracts.dataset import Dataset
 from upbench.contracts.protocol import Protocol
 from upbench.contracts.sample import Sample
 from upbench.contracts.upsampler import Upsampler
+from upbench.dense import view
 from upbench.errors import UpbenchError
 from upbench.features.backbones import load_backbone
 from upbench.registry import find_protocol, plugins
@@ -117,7 +118,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Seconds an image, for each method and number of classes."""
     torch.set_num_threads(arguments.threads)
     be_quiet(True)
-    context.VIEW_BYTES = 0  # nothing is kept: what a split does that is larger than memory
+    context.VIEW_BYTES = view.SCRATCH_BUDGET = (
+        0  # nothing is kept: as for splits larger than memory and files
+    )
     protocol: Protocol = find_protocol(arguments.protocol)()
     backbone = load_backbone(arguments.backbone)
     side = protocol.geometry.frames((448, 560), backbone.stride)[0].size[0]
