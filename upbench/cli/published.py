@@ -33,6 +33,7 @@ def call(arguments: argparse.Namespace) -> int:
     if arguments.format not in FORMATS:
         raise unknown("format", arguments.format, FORMATS)
     from upbench.results.papers import load_published, protocols_of, select
+    from upbench.system.outputs import emit
 
     every = load_published()
     wanted = {name: getattr(arguments, name) for name in _FILTERS}
@@ -43,17 +44,21 @@ def call(arguments: argparse.Namespace) -> int:
     if arguments.format == "json":
         import json
 
-        print(json.dumps(lines, indent=1, ensure_ascii=False))
+        emit(json.dumps(lines, indent=1, ensure_ascii=False))
     elif arguments.format == "csv":
         import csv
-        import sys
+        import io
+
+        from upbench.results.report.marks import cell
 
         names = list(lines[0]) if lines else list(_SHOWN)
-        writer = csv.DictWriter(sys.stdout, names, lineterminator="\n")
+        text = io.StringIO()
+        writer = csv.DictWriter(text, names, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(lines)
+        writer.writerows({name: cell(value) for name, value in line.items()} for line in lines)
+        emit(text.getvalue(), end="")
     elif not lines:
-        print("none")
+        emit("none")
     else:
         from upbench.results.report.marks import markdown
         from upbench.results.report.text import table_lines
@@ -62,7 +67,7 @@ def call(arguments: argparse.Namespace) -> int:
         head = ["value" if name == "printed" else name for name in shown]
         body = [["" if line[name] is None else markdown(line[name]) for name in shown] for line in lines]
         right = {shown.index(name) for name in ("image", "output", "printed") if name in shown}
-        print("\n".join(table_lines(head, body, right)))
+        emit("\n".join(table_lines(head, body, right)))
     return 0
 
 

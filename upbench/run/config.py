@@ -154,16 +154,16 @@ class RunConfig:
         if isinstance(self.parts, (str, Mapping)) or not isinstance(self.parts, Sequence):
             raise UpbenchError(f"parts: expected a list of mappings, got {shown(self.parts)}")
         found = []
-        for number, part in enumerate(self.parts, 1):
+        for place, part in enumerate(self.parts, 1):
             if not isinstance(part, Mapping):
-                raise UpbenchError(f"part {number}: expected a mapping, got {shown(part)}")
+                raise UpbenchError(f"part {place}: expected a mapping, got {shown(part)}")
             for key in part:
                 if key not in _PART:
-                    raise unknown("key", str(key), _PART, f"in part {number}")
+                    raise unknown("key", str(key), _PART, f"in part {place}")
             try:
                 whole = replace(self, **{"parts": (), **part}).to_dict()
             except UpbenchError as error:
-                raise UpbenchError(f"part {number}: {error}") from None
+                raise UpbenchError(f"part {place}: {error}") from None
             found.append({key: whole[key] for key in part})
         return tuple(found)
 
