@@ -127,7 +127,14 @@ def _report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def _resume(folder: Path, bad: Path, original: Record) -> None:
     """What a run that resumes makes of the file: a record that it can speak of, or a line."""
-    planned = SimpleNamespace(cell=original.cell, skip="", inputs=original.inputs, row=original.row)
+    planned = SimpleNamespace(
+        cell=original.cell,
+        skip="",
+        inputs=original.inputs,
+        row=original.row,
+        task=SimpleNamespace(metrics=[SimpleNamespace(name=c["name"]) for c in original.columns]),
+        dataset=SimpleNamespace(eval_splits=tuple(original.metrics)),
+    )
     path = bad.rename(bad.with_name(f"x-{original.cell.key[:8]}.json"))
     told: list[str] = []
     kept = finished(folder, [planned], told.append, rename=False)  # type: ignore[list-item]

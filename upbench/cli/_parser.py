@@ -39,10 +39,17 @@ class Command:
     description: str = ""
 
 
+_MOST_DIGITS = 18
+
+
 def integer(text: str) -> int:
     """A whole number, as an argument's `type`."""
-    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text.strip()):
+    if not re.fullmatch(r"[+-]?[0-9]+", text.strip()):
         raise argparse.ArgumentTypeError(f"expected a whole number, got {named(text)}")
+    if len(text.strip()) > _MOST_DIGITS:
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number of at most {_MOST_DIGITS} digits, got {named(text)}"
+        )
     return int(text)
 
 
@@ -51,9 +58,9 @@ def real(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        value = math.nan
+        raise argparse.ArgumentTypeError(f"expected a number, got {named(text)}") from None
     if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"expected a number, got {named(text)}")
+        raise argparse.ArgumentTypeError(f"expected a finite number, got {named(text)}")
     return value
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 SCHEMA = 2
 _FIRST = 1  # records of the first edition are read, and written as the second's
 FOLDER = "records"
+_MOST_DIGITS = 1000
 LARGEST = 1 << 25
 """Bytes of a record: five seeds on 200,000 images."""
 
@@ -241,9 +242,19 @@ def parse_json(content: bytes) -> Any:
         ValueError: It is not JSON, not UTF-8, or nested too deeply to be read.
     """
     try:
-        return json.loads(content.decode("utf-8"), parse_constant=_no_constant)
+        return json.loads(content.decode("utf-8"), parse_constant=_no_constant, parse_int=_whole)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not text in UTF-8 (byte {error.start})") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error})") from error
     except RecursionError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(f"not JSON that can be read ({error})") from error
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
 
 
 def _no_constant(name: str) -> NoReturn:

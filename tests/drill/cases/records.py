@@ -115,7 +115,7 @@ def _texts() -> list[Case]:
     texts: dict[str, tuple[str | bytes, tuple[str, ...]]] = {
         "empty": (b"", ()),
         "a zero byte": (b"\0", ()),
-        "not UTF-8": (b"\xff" + whole.encode(), ("utf-8",)),
+        "not UTF-8": (b"\xff" + whole.encode(), ("not text in utf-8 (byte 0)",)),
         "UTF-16": (whole.encode("utf-16"), ()),
         "half": (whole[: len(whole) // 2], ()),
         "twice": (whole + whole, ("Extra data",)),
@@ -124,7 +124,7 @@ def _texts() -> list[Case]:
         "nested 100,000 deep": ("[" * 100_000, ("recursion",)),
         "nested 60 deep": (whole.replace('"warnings": []', f'"warnings": {"[" * 60}{"]" * 60}'), ("nested",)),
         "NaN": (whole.replace("50.0", "NaN", 1), ("NaN",)),
-        "5000 digits": (whole.replace("50.0", "9" * 5000, 1), ()),
+        "5000 digits": (whole.replace("50.0", "9" * 5000, 1), ("a number of 5000 digits",)),
         "half a character": (whole.replace('"reason": ""', r'"reason": "\ud800"'), ("surrogate",)),
         "half a character as a key": (whole.replace('"reason": ""', r'"\udfff": ""'), ("surrogate",)),
         "HTML": ("<html><body>log in</body></html>", ()),

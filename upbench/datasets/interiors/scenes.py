@@ -177,8 +177,9 @@ def _line(text: str, where: str) -> dict[str, Any]:
     seed, size, shard = info.get("seed"), info.get("size"), info.get("shard", "shard.zip")
     if type(seed) is not int or not 0 <= seed < 2**63:
         raise UpbenchError(f"{where}: its seed must be a whole number from 0, got {_told(seed)}")
-    if type(size) is not int or not 0 < size <= math.isqrt(MOST_PIXELS):
-        raise UpbenchError(f"{where}: its size must be a number of pixels, got {_told(size)}")
+    most = math.isqrt(MOST_PIXELS)
+    if type(size) is not int or not 0 < size <= most:
+        raise UpbenchError(f"{where}: its size must be a side of 1 to {most} pixels, got {_told(size)}")
     if not isinstance(shard, str) or not re.fullmatch(r"[\w-][\w.-]*\.zip", shard):
         raise UpbenchError(f"{where}: its shard must be the name of a zip file beside it, got {_told(shard)}")
     numbers: Any = info.get("intrinsics")
