@@ -12,9 +12,9 @@ that of runs with one and three times as many images, so that neither holds what
 computed anew for every batch, as for splits that fit neither into memory nor into files beside it.
 
 The second reads `configs/papers` and prints a line for each dataset of each table: images, steps, cells, and,
-for segmentation at the size that was measured, hours for each method. They are extrapolated: seconds an image
-times the images of all epochs. Features of training images and of their mirror images are computed once for
-all methods; their hours stand apart.
+for segmentation of the size and the backbone that were measured, hours for each method. They are
+extrapolated: seconds an image times the images of all epochs. Features of training images and of their mirror images are
+computed once for all methods; their hours stand apart.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ from upbench.system.progress import be_quiet
 from upbench.weights.load import load_method
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "papers"
+SAME_SIZE = ("vit_small_patch14_dinov2.lvd142m", "dinov2_vits14_focus")
+"""Backbones that take as long as one another: DINOv2 ViT-S/14."""
 EPOCHS = (1, 3)
 TIMES = (1, 3)
 """How many times as many images as `--images` the validation splits have."""
@@ -243,9 +246,9 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _lines(name: str, part: RunConfig, result: Mapping[str, Any], methods: list[str]) -> Iterator[str]:
-    protocols, datasets = plugins("protocol"), plugins("dataset")
-    aliases = {alias: cls for cls in protocols.values() for alias in getattr(cls, "aliases", ())}
-    found = {**aliases, **protocols}.get(part.protocol)
+    datasets, found = plugins("dataset"), None
+    with suppress(UpbenchError):
+        found = find_protocol(part.protocol)
     for dataset in part.datasets:
         cells = len(part.methods) * len(part.backbones) * len(part.tasks)
         if found is None or dataset not in datasets:
@@ -260,10 +263,8 @@ def _lines(name: str, part: RunConfig, result: Mapping[str, Any], methods: list[
         recipe = protocol.recipe_for(dataset=dataset)
         steps = recipe.epochs * -(-train // recipe.batch_size)
         entries = [f"{train:,} / {scored:,}", f"{steps:,}", str(cells)]
-        fits = (
-            part.tasks == ("seg",) and result["side"] == protocol.geometry.frames((448, 560), 14)[0].size[0]
-        )
-        if fits:
+        alike = set(part.backbones) <= {*SAME_SIZE, result["backbone"]} and part.tasks == ("seg",)
+        if alike and result["side"] == protocol.geometry.frames((448, 560), 14)[0].size[0]:
             seen = train * (2 if recipe.flip else 1) + scored
             entries.append(f"{seen * result['backbone_s'] / 3600:.1f}")
             rows = [_nearest(result, method, len(cls.classes)) for method in methods]

@@ -347,7 +347,7 @@ class TestPaperCosts:
         assert module._nearest({"rows": rows}, "bilinear", 27)["classes"] == 21
 
     def test_every_table_has_its_lines(self, root: Path, tmp_path: Path) -> None:
-        result = {"rows": [], "side": 448, "backbone_s": 0.1}
+        result = {"rows": [], "side": 448, "backbone": "b", "backbone_s": 0.1}
         file = tmp_path / "costs.json"
         file.write_text(json.dumps(result))
         done = run(root, "paper_costs.py", "--table", str(file))

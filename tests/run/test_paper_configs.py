@@ -126,7 +126,7 @@ def test_tasks_metrics_and_splits_of_published_numbers_are_there():
 def test_nothing_waits_that_is_there():
     for kind, waiting in WAITING.items():
         table = plugins(kind)
-        aliases = {alias for cls in table.values() for alias in getattr(cls, "aliases", ())}
+        aliases = {alias for cls in table.values() for alias in getattr(cls, "other_names", ())}
         assert not waiting & {*table, *aliases}, f"{kind}s that are there: take them from the list"
 
 
