@@ -13,8 +13,8 @@ computed anew for every batch, as for splits that fit neither into memory nor in
 
 The second reads `configs/papers` and prints a line for each dataset of each table: images, steps, cells, and,
 for segmentation of the size and the backbone that were measured, hours for each method. They are
-extrapolated: seconds an image times the images of all epochs. Features of training images and of their mirror images are
-computed once for all methods; their hours stand apart.
+extrapolated: seconds an image times the images of all epochs. Features of training images and of their mirror
+images are computed once for all methods; their hours stand apart.
 """
 
 from __future__ import annotations
