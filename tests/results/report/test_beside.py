@@ -11,10 +11,10 @@ import pytest
 from recording import DEPTH, SEG, record
 
 from upbench.results.cell import MethodSpec
-from upbench.results.papers import Paper, Published
+from upbench.results.papers import Paper, Published, load_published
 from upbench.results.records import Record
 from upbench.results.report import build_tables, render
-from upbench.results.report.beside import MARK, NONE, matching
+from upbench.results.report.beside import MARK, NONE, matching, setting_of
 
 PAPER = Paper("raysup", "RaysUp", "2606.22749", 2026, "")
 OTHER = Paper("uplift", "UPLiFT", "2601.17950", 2026, "")
@@ -182,3 +182,44 @@ def test_matching_reads_options_as_variants():
     large = measured("large_image", spec=MethodSpec("large_image", options={"scale": 8}))
     row = replace(ROW, method="large_image", variant="scale=8")
     assert matching(large, "val", [row, replace(row, variant="scale=4"), ROW]) == [row]
+
+
+def test_no_number_of_any_paper_stands_under_another_setting():
+    """For each setting that papers have: records of it find its own numbers, and records that differ in one
+    thing find none of them."""
+    every = [row for row in load_published() if row.protocol]
+    settings = {setting_of(row): row for row in every}
+    assert len(settings) > 30
+    names = {name: {getattr(row, name) for row in every} for name in ("protocol", "dataset", "backbone")}
+    for row in settings.values():
+        facts = {
+            "protocol": row.protocol,
+            "dataset": row.dataset,
+            "backbone": row.backbone,
+            "split": row.split,
+        }
+        own = of_setting(row, **facts)
+        found = matching(own, row.split, every)
+        assert {setting_of(each) for each in found} <= {setting_of(row)}
+        assert row in found or row.variant
+        for name, others in names.items():
+            for other in others - {facts[name]}:
+                crossed = matching(of_setting(row, **{**facts, name: other}), row.split, every)
+                assert all(getattr(each, name) == other for each in crossed), (name, other, row)
+        for sizes in ({"image": 7}, {"output": 7}):
+            assert not matching(of_setting(row, **facts, **sizes), row.split, every)
+        assert not matching(own, "another split", every)
+
+
+def of_setting(row: Published, **facts: Any) -> Record:
+    """A record of a published number's method in a setting."""
+    split, image, output = facts["split"], facts.get("image", row.image), facts.get("output", row.output)
+    sizes = {"image_size": image and [image, image], "output_size": output and [output, output]}
+    made = record(
+        row.method,
+        task=row.task,
+        columns=[{**SEG[0], "name": row.metric, "unit": row.unit}],
+        metrics={split: {row.metric: [1.0]}},
+        **{name: facts[name] for name in ("protocol", "dataset", "backbone")},
+    )
+    return replace(made, protocol={**made.protocol, **sizes})
