@@ -151,7 +151,7 @@ def measure(arguments: argparse.Namespace, sides: dict[str, Side]) -> Iterator[d
     for side in sides.values():
         for case in chosen:  # features, and what a method costs; a short training
             print(f"{side.name}: {case}, before the clock starts", file=sys.stderr, flush=True)
-            side.run(case, [*words(arguments, case), "--probe", "epochs=1"])
+            side.run(case, words(arguments, case, epochs=1))
     runs: list[dict[str, Any]] = []
     for repeat in range(arguments.repeats):
         for case in chosen:
@@ -165,15 +165,18 @@ def measure(arguments: argparse.Namespace, sides: dict[str, Side]) -> Iterator[d
             write(arguments, sides, runs)
 
 
-def words(arguments: argparse.Namespace, case: str) -> list[str]:
-    """The arguments of `upbench run` for a case."""
+def words(arguments: argparse.Namespace, case: str, epochs: int | None = None) -> list[str]:
+    """The arguments of `upbench run` for a case; `epochs` in the place of those that are asked for."""
     tasks = arguments.tasks if case == "matrix" else arguments.seeds_task
     seeds = {"matrix": arguments.seeds, "seeds": SEEDS, "single": 1}[case]
     given = ["--methods", arguments.methods, "--tasks", tasks, "--seeds", str(seeds)]
     given += ["--preset", arguments.preset, "--device", "cpu"]
     if arguments.limit:
         given += ["--limit", str(arguments.limit)]
-    return given + [word for setting in arguments.probe for word in ("--probe", setting)]
+    probe = arguments.probe
+    if epochs is not None:
+        probe = [setting for setting in probe if not setting.startswith("epochs=")] + [f"epochs={epochs}"]
+    return given + [word for setting in probe for word in ("--probe", setting)]
 
 
 def write(arguments: argparse.Namespace, sides: dict[str, Side], runs: Sequence[dict[str, Any]]) -> None:

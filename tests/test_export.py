@@ -223,7 +223,7 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         export("bilinear", tmp_path / "x.onx", image_size=(8, 8))
     with pytest.raises(UpbenchError, match="unknown method 'raysupp'"):
         export("raysupp", tmp_path / "x.pt2", image_size=(8, 8))
-    with pytest.raises(UpbenchError, match="feature size must be a whole number from 1"):
+    with pytest.raises(UpbenchError, match="feature size must be a whole number of at least 1, got 0"):
         export("bilinear", tmp_path / "x.pt2", image_size=(8, 8))
     with pytest.raises(UpbenchError, match="for these sizes: raysup needs a multiple of 4 channels"):
         export("raysup", tmp_path / "x.pt2", image_size=(56, 56), channels=7)

@@ -94,13 +94,24 @@ def test_killed(moment: str, cache: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 @forks
 @no_warning
-def test_two_processes_at_once(cache: Path, tmp_path: Path):
+def test_three_processes_at_once(cache: Path, tmp_path: Path):
     log = tmp_path / "log"
     errors = [tmp_path / f"err{i}" for i in range(3)]
+    waiting = "another process computes them; waiting"
+
+    class Shared(Pictures):
+        """The first image is read when two of the three have nothing to do but to wait."""
+
+        def image(self, index: int) -> torch.Tensor:
+            deadline = time.monotonic() + 60
+            while sum(waiting in error.read_text() for error in errors if error.exists()) < 2:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            return super().image(index)
 
     def work(error: Path) -> None:
-        sys.stderr = error.open("w")
-        open_store(Pictures(log=log, seconds=0.03), workers=2).prepare()
+        sys.stderr = error.open("w", buffering=1)
+        open_store(Shared(log=log), workers=2).prepare()
         sys.stderr.close()
 
     processes = [in_child(lambda error=error: work(error)) for error in errors]
@@ -109,7 +120,7 @@ def test_two_processes_at_once(cache: Path, tmp_path: Path):
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert sorted(map(int, log.read_text().split())) == list(range(10))
     said = "".join(error.read_text() for error in errors)
-    assert said.count("another process computes them; waiting") == 2
+    assert said.count(waiting) == 2
     assert said.count("10 images, 4.3 kB in") == 1
     assert not [name for name in files(cache) if name.endswith(".tmp")]
     check_all(open_store(), Pictures())

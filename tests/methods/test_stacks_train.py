@@ -36,7 +36,7 @@ def config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> TrainConfig:
         method="carafe",
         images=(str(folder),),
         out=str(tmp_path / "weights.safetensors"),
-        backbone="tiny",
+        backbone=("tiny",),
         steps=40,
         batch=2,
         lr=5e-3,

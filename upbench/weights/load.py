@@ -102,7 +102,7 @@ def load_resolved(
         agreed = _agreed_options(cls, state, resolved, channels, agreed)
     try:
         module = _build(cls, channels, seed, agreed)
-    except (TypeError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
+    except (UpbenchError, TypeError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
         if state is None or agreed == dict(options or {}):
             raise
         raise UpbenchError(
