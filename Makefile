@@ -11,7 +11,7 @@ NEWEST := .venv-newest
 LOWEST := .venv-lowest
 BIN    := $(VENV)/bin
 EXTRAS_DEMO := demo
-EXTRAS_TEST := dev,demo,mmseg,natten
+EXTRAS_TEST := dev,demo,datasets,hf,mmseg,natten
 DEMO_OUT ?= runs/demo
 # What the dependencies are imported by, and their outputs checked with: enough to see that a version is too low.
 TESTS_LOWEST := tests/contracts tests/test_architecture.py tests/test_packaging.py tests/test_public_names.py \

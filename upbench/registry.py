@@ -99,9 +99,7 @@ def _discover(kind: str) -> None:
         raise UpbenchError(
             f"package '{package}' is missing: install the project (pip install -e .)"
         ) from error
-    for module in sorted(m.name for m in pkgutil.iter_modules(parent.__path__)):
-        if not module.startswith("_"):
-            importlib.import_module(f"{package}.{module}")
+    _import_modules(package, parent.__path__)
     for point in sorted(entry_points(group=group), key=lambda p: (p.name, p.value)):
         try:
             point.load()
@@ -113,6 +111,15 @@ def _discover(kind: str) -> None:
                 f"entry point '{point.name}' of group {group} ({point.value}) raises "
                 f"{type(error).__name__}: {text}"
             ) from error
+
+
+def _import_modules(package: str, path: Iterable[str]) -> None:
+    """Imports the modules of a package, and of those in it, but for private ones; in alphabetical order."""
+    for module in sorted(pkgutil.iter_modules(path), key=lambda m: m.name):
+        if not module.name.startswith("_"):
+            found = importlib.import_module(f"{package}.{module.name}")
+            if module.ispkg:
+                _import_modules(found.__name__, found.__path__)
 
 
 def plugins(kind: str) -> dict[str, Any]:
@@ -154,7 +161,7 @@ def find_protocol(name: str) -> type[Protocol]:
 
 
 def open_dataset(spec: str) -> Dataset:
-    """The dataset that `NAME` or `NAME:FOLDER` stands for.
+    """The dataset that `NAME` or `NAME:FOLDER` stands for (`NAME:FILE`, for some).
 
     Raises:
         UpbenchError: Unknown name, or a folder that is needed, missing, or not such a dataset.
@@ -163,12 +170,15 @@ def open_dataset(spec: str) -> Dataset:
     cls = find_dataset(name)
     root = Path(folder) if folder else None
     data = os.environ.get("UPBENCH_DATA")
-    if root is None and cls.needs_root and data:
+    if root is None and cls.needs_root and data and cls.place == "folder":
         root = Path(data) / name
     if root is None and cls.needs_root:
-        raise UpbenchError(f"dataset '{name}' needs its folder: write {name}:/path, or set UPBENCH_DATA")
-    if root is not None:
+        where = "/path, or set UPBENCH_DATA" if cls.place == "folder" else cls.place.upper()
+        raise UpbenchError(f"dataset '{name}' needs its {cls.place}: write {name}:{where}")
+    if root is not None and cls.place == "folder":
         root = existing_folder("dataset folder", root)
+    elif root is not None and cls.place == "file":
+        root = existing_file("dataset file", root)
     return cls(root)
 
 

@@ -15,6 +15,24 @@ from upbench.contracts.sample import Sample
 from upbench.errors import UpbenchError, unknown
 
 
+@dataclass(frozen=True)
+class Archive:
+    """A file that a dataset is downloaded as (`upbench download NAME`).
+
+    Attributes:
+        url: Where it is.
+        checksum: "md5:...", "sha1:..." or "sha256:...", as its owners or a well-kept library publish it; ""
+            where nobody does.
+        folder: Where it is unpacked, below the dataset's folder; a file that is no archive is put there.
+        size: In bytes, where it is known.
+    """
+
+    url: str
+    checksum: str = ""
+    folder: str = ""
+    size: int | None = None
+
+
 class Dataset(Registered, ABC):
     """Images with labels, in splits. A subclass with a `name` is registered.
 
@@ -34,9 +52,13 @@ class Dataset(Registered, ABC):
         counts: Split -> how many images the official dataset has, where that is known: fewer are a partial
             copy, and records say so.
         needs_root: Whether a folder must be given (`name:/path`, or `$UPBENCH_DATA/name`).
+        place: What stands behind the colon: "folder", "file", or "name" (the dataset itself finds what it
+            stands for).
         license: Of the data, as its owners put it.
         source: Where it is to be had.
         citation: Of the paper.
+        archives: What `upbench download` gets; none where that is not possible.
+        by_hand: What a person has to do besides, step by step, such as to register.
     """
 
     kind: ClassVar[str] = "dataset"
@@ -52,9 +74,12 @@ class Dataset(Registered, ABC):
     eval_splits: Sequence[str] = ("val",)
     counts: Mapping[str, int] = {}
     needs_root: ClassVar[bool] = False
+    place: ClassVar[str] = "folder"
     license: ClassVar[str] = ""
     source: ClassVar[str] = ""
     citation: ClassVar[str] = ""
+    archives: ClassVar[Sequence[Archive]] = ()
+    by_hand: ClassVar[Sequence[str]] = ()
 
     def __init__(self, root: Path | None = None) -> None:
         """Args: root: Folder of the data; None for data that comes with the package.

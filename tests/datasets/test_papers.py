@@ -1,0 +1,469 @@
+"""The papers' datasets on their official layouts in miniature: what is read, and every way of being wrong."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import miniatures
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from upbench.contracts.dataset import Dataset
+from upbench.contracts.sample import IGNORE
+from upbench.datasets.papers._names import (
+    ADE150,
+    CITYSCAPES19,
+    COCO_STUFF27,
+    COCO_STUFF182,
+    COCO_STUFF_COARSE,
+    COCO_STUFF_UNUSED,
+    CONTEXT59,
+    NYU40,
+    VOC21,
+)
+from upbench.datasets.papers.cityscapes import LABEL_IDS
+from upbench.errors import UpbenchError
+from upbench.registry import find_dataset, open_dataset
+from upbench.testing import check_dataset
+
+Make = Callable[[Path], Path]
+
+READERS: dict[str, tuple[Make, dict[str, int]]] = {
+    "voc2012": (miniatures.voc2012, {"train": 4, "val": 3}),
+    "voc2012_aug": (miniatures.sbd, {"train_aug": 7, "train": 4, "val": 3}),
+    "ade20k": (miniatures.ade20k, {"train": 4, "val": 3}),
+    "ade20k_150": (miniatures.ade20k, {"train": 4, "val": 3}),
+    "cityscapes": (miniatures.cityscapes, {"train": 4, "val": 2}),
+    "coco_stuff27": (miniatures.coco_stuff, {"train": 3, "val": 2}),
+    "coco_stuff171": (miniatures.coco_stuff, {"train": 4, "val": 3}),
+    "pascal_context": (miniatures.pascal_context, {"train": 3, "val": 2}),
+    "pascal_context59": (miniatures.pascal_context, {"train": 3, "val": 2}),
+    "kitti_semantics": (miniatures.kitti_semantics, {"train": 4, "val": 2}),
+}
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UPBENCH_CACHE", str(tmp_path / "cache"))
+
+
+def opened(name: str, folder: Path) -> Dataset:
+    make, _ = READERS[name]
+    return open_dataset(f"{name}:{make(folder)}")
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_contract(name: str, tmp_path: Path) -> None:
+    check_dataset(opened(name, tmp_path / "data"))
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_splits(name: str, tmp_path: Path) -> None:
+    dataset = opened(name, tmp_path / "data")
+    assert {split: len(dataset.names(split)) for split in READERS[name][1]} == READERS[name][1]
+    assert set(dataset.counts) == set(READERS[name][1]), "the official counts are known"
+    for text in (dataset.title, dataset.license, dataset.source, dataset.citation):
+        assert text
+    assert dataset.archives or dataset.by_hand, "it can be had somehow"
+
+
+def stored(file: Path) -> np.ndarray:
+    with Image.open(file) as picture:
+        return np.array(picture)
+
+
+def same(label: torch.Tensor | None, expected: np.ndarray) -> bool:
+    assert label is not None
+    return np.array_equal(label.numpy(), expected)
+
+
+# -------------------- label values --------------------
+
+
+def test_voc_as_stored(tmp_path: Path) -> None:
+    dataset = opened("voc2012", tmp_path)
+    sample = dataset.read("train", 1)
+    file = tmp_path / "VOCdevkit/VOC2012/SegmentationClass" / f"{sample.name}.png"
+    assert same(sample.label, stored(file))
+    assert (sample.label == IGNORE).any(), "borders stay 255"
+    with Image.open(file) as picture:
+        assert picture.mode == "P"
+
+
+def test_ade_with_and_without_other(tmp_path: Path) -> None:
+    whole, reduced = opened("ade20k", tmp_path), open_dataset(f"ade20k_150:{tmp_path}")
+    raw = stored(tmp_path / "ADEChallengeData2016/annotations/validation/ADE_val_00000001.png").astype(int)
+    assert same(whole.read("val", 0).label, raw)
+    assert same(reduced.read("val", 0).label, np.where(raw == 0, IGNORE, raw - 1))
+    assert whole.classes == ("other", *ADE150)
+    assert whole.other_class == 0
+    assert (len(reduced.classes), reduced.other_class) == (150, None)
+    assert whole.fingerprint("val") != reduced.fingerprint("val")
+
+
+def test_cityscapes_by_id_and_by_train_id(tmp_path: Path) -> None:
+    by_id = open_dataset(f"cityscapes:{miniatures.cityscapes(tmp_path / 'a')}")
+    raw = stored(tmp_path / "a/gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png")
+    expected = np.array([LABEL_IDS.index(v) if v in LABEL_IDS else IGNORE for v in range(34)])[raw]
+    sample = by_id.read("train", 0)
+    assert sample.name == "aachen_000000_000019"
+    assert same(sample.label, expected)
+
+    made = open_dataset(f"cityscapes:{miniatures.cityscapes(tmp_path / 'b', train_ids=True)}")
+    raw = stored(tmp_path / "b/gtFine/train/aachen/aachen_000000_000019_gtFine_labelTrainIds.png")
+    assert same(made.read("train", 0).label, raw)
+    check_dataset(made)
+
+
+def test_cityscapes_table_is_torchvisions() -> None:
+    from torchvision.datasets import Cityscapes
+
+    theirs = {c.train_id: (c.id, c.name) for c in Cityscapes.classes if 0 <= c.train_id < 19}
+    assert [theirs[i] for i in range(19)] == list(zip(LABEL_IDS, CITYSCAPES19, strict=True))
+
+
+def test_coco_coarse_and_fine(tmp_path: Path) -> None:
+    fine = opened("coco_stuff171", tmp_path)
+    coarse = open_dataset(f"coco_stuff27:{tmp_path}")
+    raw = stored(tmp_path / "dataset/annotations/val2017/000000000139.png")
+    used = [value for value in range(182) if value not in COCO_STUFF_UNUSED]
+    table = np.array([used.index(v) if v in used else IGNORE for v in range(182)] + [IGNORE] * 74)
+    assert same(fine.read("val", 0).label, table[raw])
+    assert same(coarse.read("val", 0).label, np.array([*COCO_STUFF_COARSE, *[IGNORE] * 74])[raw])
+    assert len(fine.classes) == 171
+    assert set(coarse.names("train")) < set(fine.names("train")), "the list chooses"
+    things = {COCO_STUFF27[coarse] for coarse in COCO_STUFF_COARSE[:91]}
+    assert all(name.endswith("-things") for name in things), "the first 91 values are things"
+    assert all(COCO_STUFF27[coarse].endswith("-stuff") for coarse in COCO_STUFF_COARSE[91:])
+    assert COCO_STUFF182[0] == "person"
+    assert COCO_STUFF27[COCO_STUFF_COARSE[0]] == "person-things"
+
+
+@pytest.mark.parametrize("nested", ["curated", "dataset/curated", "curated/curated"])
+def test_coco_lists_where_scripts_leave_them(nested: str, tmp_path: Path) -> None:
+    miniatures.coco_stuff(tmp_path)
+    lists = tmp_path / "lists"
+    (tmp_path / "curated").rename(lists)
+    shutil.copytree(lists, tmp_path / nested)
+    assert len(open_dataset(f"coco_stuff27:{tmp_path}").names("train")) == 3
+
+
+def test_coco_without_the_folder_dataset(tmp_path: Path) -> None:
+    miniatures.coco_stuff(tmp_path)
+    for kind in ("images", "annotations"):
+        (tmp_path / "dataset" / kind).rename(tmp_path / kind)
+    assert len(open_dataset(f"coco_stuff27:{tmp_path}").names("val")) == 2
+
+
+def test_context_with_and_without_background(tmp_path: Path) -> None:
+    whole, reduced = opened("pascal_context", tmp_path), open_dataset(f"pascal_context59:{tmp_path}")
+    raw = stored(tmp_path / "VOCdevkit/VOC2010/SegmentationClassContext/2008_000000.png").astype(int)
+    assert same(whole.read("train", 0).label, raw)
+    assert same(reduced.read("train", 0).label, np.where(raw == 0, IGNORE, raw - 1))
+    assert whole.other_class == 0
+
+
+def test_contexts_own_labels(tmp_path: Path) -> None:
+    miniatures.pascal_context(tmp_path, folder="59_context_labels")
+    base = tmp_path / "VOCdevkit/VOC2010"
+    (base / "59_context_labels").rename(tmp_path / "59_context_labels")
+    check_dataset(open_dataset(f"pascal_context:{tmp_path}"))
+
+
+def test_kitti_splits_by_number(tmp_path: Path) -> None:
+    """A partial copy has the same images in the same splits."""
+    dataset = opened("kitti_semantics", tmp_path)
+    assert dataset.names("val") == ["000000_10", "000005_10"]
+    for kind in ("image_2", "semantic"):
+        (tmp_path / "training" / kind / "000000_10.png").unlink()
+    assert open_dataset(f"kitti_semantics:{tmp_path}").names("val") == ["000005_10"]
+
+
+@pytest.mark.parametrize(
+    ("names", "count"),
+    [(VOC21, 21), (ADE150, 150), (CONTEXT59, 59), (NYU40, 40), (COCO_STUFF182, 182), (COCO_STUFF27, 27)],
+)
+def test_names_are_distinct(names: tuple[str, ...], count: int) -> None:
+    assert len(set(names)) == len(names) == count
+    assert all(name == name.strip() and name for name in names)
+
+
+@pytest.mark.parametrize("dataset", ["VOC", "ADE20K", "PascalContext", "Cityscapes", "COCOStuff"])
+def test_names_are_mmsegs(dataset: str) -> None:
+    """The same classes in the same order as a well-kept library's; spelling may differ."""
+    mmseg = pytest.importorskip("mmseg.datasets", reason="extra 'mmseg' is not installed")
+    theirs, ours = {
+        "VOC": (mmseg.PascalVOCDataset, VOC21),
+        "ADE20K": (mmseg.ADE20KDataset, ADE150),
+        "PascalContext": (mmseg.PascalContextDataset59, CONTEXT59),
+        "Cityscapes": (mmseg.CityscapesDataset, CITYSCAPES19),
+        "COCOStuff": (mmseg.COCOStuffDataset, find_dataset("coco_stuff171").classes),
+    }[dataset]
+
+    def letters(names: object) -> list[str]:
+        return [re.sub("[^a-z]", "", name.lower()) for name in names]  # type: ignore[attr-defined]
+
+    assert letters(theirs.METAINFO["classes"]) == letters(ours)
+
+
+# -------------------- annotations of SBD --------------------
+
+
+@pytest.mark.parametrize("png", [False, True])
+def test_train_aug(png: bool, tmp_path: Path) -> None:
+    """VOC's own label maps where it has them, SBD's elsewhere; nothing of VOC's val."""
+    dataset = open_dataset(f"voc2012_aug:{miniatures.sbd(tmp_path, png=png)}")
+    check_dataset(dataset)
+    own, val, names = dataset.names("train"), dataset.names("val"), dataset.names("train_aug")
+    assert set(own) < set(names)
+    assert not set(val) & set(names)
+    assert dataset.splits == ["train_aug", "val"]
+    for i, name in enumerate(names):  # SBD's are numbered from 100 on
+        drawn = None if name in own else miniatures.drawing(int(name[-2:]) + 50, range(21))
+        voc = tmp_path / f"VOCdevkit/VOC2012/SegmentationClass/{name}.png"
+        assert same(dataset.read("train_aug", i).label, stored(voc) if drawn is None else drawn)
+
+
+# -------------------- partial copies --------------------
+
+
+def test_partial_copies_are_read(tmp_path: Path) -> None:
+    """Where neither picture nor label map is there, the image is left out; where one is, that is an error."""
+    miniatures.voc2012(tmp_path)
+    base = tmp_path / "VOCdevkit/VOC2012"
+    name = (base / "ImageSets/Segmentation/train.txt").read_text().split()[1]
+    (base / f"JPEGImages/{name}.jpg").unlink()
+    with pytest.raises(UpbenchError, match=f"1 of 4 label maps of split 'train' have no image; .*{name}"):
+        open_dataset(f"voc2012:{tmp_path}").names("train")
+    (base / f"SegmentationClass/{name}.png").unlink()
+    dataset = open_dataset(f"voc2012:{tmp_path}")
+    assert len(dataset.names("train")) == 3
+    assert name not in dataset.names("train")
+
+
+@pytest.mark.parametrize("place", ["VOCdevkit", "VOCdevkit/VOC2012"])
+def test_a_folder_further_down_will_do(place: str, tmp_path: Path) -> None:
+    miniatures.voc2012(tmp_path)
+    assert open_dataset(f"voc2012:{tmp_path / place}").names("val") == opened("voc2012", tmp_path).names(
+        "val"
+    )
+
+
+def test_where_it_lies_does_not_matter(tmp_path: Path) -> None:
+    one, two = (open_dataset(f"ade20k:{miniatures.ade20k(tmp_path / place)}") for place in "ab")
+    assert one.fingerprint("train") == two.fingerprint("train")
+
+
+# -------------------- broken ones --------------------
+
+VOC, ADE, CONTEXT = "VOCdevkit/VOC2012", "ADEChallengeData2016", "VOCdevkit/VOC2010"
+GT = "gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png"
+VAL_LIST = f"{VOC}/ImageSets/Segmentation/val.txt"
+VOC_LABEL, ADE_LABEL = (
+    f"{VOC}/SegmentationClass/2007_000000.png",
+    f"{ADE}/annotations/training/ADE_train_00000001.png",
+)
+ADE_IMAGE = f"{ADE}/images/training/ADE_train_00000001.jpg"
+
+
+def remove(place: str) -> Callable[[Path], None]:
+    def do(root: Path) -> None:
+        shutil.rmtree(root / place) if (root / place).is_dir() else (root / place).unlink()
+
+    return do
+
+
+def rename(place: str, name: str) -> Callable[[Path], None]:
+    def do(root: Path) -> None:
+        (root / place).rename((root / place).with_name(name))
+
+    return do
+
+
+def write(place: str, content: bytes) -> Callable[[Path], None]:
+    return lambda root: (root / place).write_bytes(content) and None  # type: ignore[return-value]
+
+
+def label(place: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:
+    def do(root: Path) -> None:
+        Image.fromarray(change(stored(root / place))).save(root / place)
+
+    return do
+
+
+def cut(place: str) -> Callable[[Path], None]:
+    def do(root: Path) -> None:
+        content = (root / place).read_bytes()
+        (root / place).write_bytes(content[: len(content) // 2])
+
+    return do
+
+
+def zipped(root: Path) -> None:
+    shutil.rmtree(root / "gtFine")
+    (root / "gtFine_trainvaltest.zip").write_bytes(b"PK")
+
+
+BROKEN: list[tuple[str, str, Callable[[Path], None], str]] = [
+    (
+        "nothing there",
+        "voc2012",
+        remove("VOCdevkit"),
+        r"has no ImageSets/Segmentation \(found: nothing\); expected",
+    ),
+    (
+        "no labels",
+        "voc2012",
+        remove(f"{VOC}/SegmentationClass"),
+        "has ImageSets/Segmentation, JPEGImages but no Seg",
+    ),
+    ("no list", "voc2012", remove(VAL_LIST), "cannot read .*val.txt"),
+    ("an empty list", "voc2012", write(VAL_LIST, b"\n\n"), "val.txt names no image"),
+    ("a list that is an image", "voc2012", write(VAL_LIST, b"\xff\xd8\xff\xe0"), "val.txt is no text"),
+    ("a name twice", "voc2012", write(VAL_LIST, b"2007_000004\n2007_000004\n"), "names '2007_000004' twice"),
+    (
+        "a list of others",
+        "voc2012",
+        write(VAL_LIST, b"2005_1\n"),
+        "has no images .the first would be .*2005_1.jpg",
+    ),
+    (
+        "labels in colours",
+        "voc2012",
+        label(VOC_LABEL, miniatures.photo),
+        "must have one channel of 8 bits, it is RGB",
+    ),
+    (
+        "labels of 16 bits",
+        "voc2012",
+        label(VOC_LABEL, lambda x: x.astype(np.uint16)),
+        "one channel of 8 bits, it is I",
+    ),
+    (
+        "a class too many",
+        "voc2012",
+        label(VOC_LABEL, lambda x: x * 0 + 21),
+        "value 21, which .*known: 0 to 20, 255",
+    ),
+    ("another size", "voc2012", label(VOC_LABEL, lambda x: x[:-1]), "is 48x63, its image 48x64"),
+    ("a label map cut short", "voc2012", cut(VOC_LABEL), "cannot read image .*2007_000000.png"),
+    (
+        "no SBD",
+        "voc2012_aug",
+        remove("benchmark_RELEASE"),
+        "no SegmentationClassAug, .* without either voc2012 would",
+    ),
+    ("the training split only", "ade20k", remove(f"{ADE}/images/validation"), "but no images/validation"),
+    (
+        "a slip",
+        "ade20k",
+        rename(f"{ADE}/annotations", "anotations"),
+        "'anotations' should be called 'annotations'",
+    ),
+    (
+        "no label map",
+        "ade20k",
+        remove(ADE_LABEL),
+        "1 of 4 images of split 'train' have no label map; .*00000001.jpg",
+    ),
+    ("no image", "ade20k", remove(ADE_IMAGE), "1 of 4 label maps of split 'train' have no image"),
+    (
+        "a class of 200",
+        "ade20k",
+        label(ADE_LABEL, lambda x: x + 50),
+        "which dataset 'ade20k' has no meaning for",
+    ),
+    ("an empty image", "ade20k", write(ADE_IMAGE, b""), "cannot read .*00000001.jpg: it is empty"),
+    ("an image cut short", "ade20k", cut(ADE_IMAGE), "cannot read image .*00000001.jpg"),
+    (
+        "no gtFine",
+        "cityscapes",
+        remove("gtFine"),
+        "has leftImg8bit/train, leftImg8bit/val but no gtFine/train",
+    ),
+    (
+        "gtFine still packed",
+        "cityscapes",
+        zipped,
+        "no gtFine/train; expected .*; unpack gtFine_trainvaltest.zip",
+    ),
+    ("gtfine", "cityscapes", rename("gtFine", "gtfine"), "'gtfine' should be called 'gtFine'"),
+    ("no label ids", "cityscapes", remove(GT), "1 of 4 images .* have no label map; .*aachen_000000"),
+    ("ids of 34", "cityscapes", label(GT, lambda x: x * 0 + 34), "value 34, .*known: 0 to 33, 255"),
+    (
+        "no lists",
+        "coco_stuff27",
+        remove("curated"),
+        "no list curated/train2017/Coco164kFull_Stuff_Coarse.txt",
+    ),
+    (
+        "the other list",
+        "coco_stuff27",
+        remove("curated/train2017/Coco164kFull_Stuff_Coarse.txt"),
+        "found Coco164kFull_Stuff_Coarse_7.txt, which are other images",
+    ),
+    ("no annotations", "coco_stuff171", remove("dataset/annotations"), "but no annotations/train2017"),
+    (
+        "no context",
+        "pascal_context",
+        remove(f"{CONTEXT}/SegmentationClassContext"),
+        "but no SegmentationClassContext",
+    ),
+    ("no labels for KITTI", "kitti_semantics", remove("training/semantic"), "but no training/semantic"),
+]
+
+
+def planned(spec: str) -> None:
+    """What every run does before anything is computed."""
+    dataset = open_dataset(spec)
+    for split in dataset.splits:
+        dataset.names(split)
+        dataset.fingerprint(split)
+
+
+@pytest.mark.parametrize(
+    ("name", "break_it", "words"), [entry[1:] for entry in BROKEN], ids=[e[0] for e in BROKEN]
+)
+def test_broken_ones_are_refused_in_one_line(
+    name: str, break_it: Callable[[Path], None], words: str, tmp_path: Path
+) -> None:
+    folder = READERS[name][0](tmp_path / "data")
+    break_it(folder)
+    with pytest.raises(UpbenchError, match=words) as refused:
+        planned(f"{name}:{folder}")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "meant"),
+    [
+        ("cityscapes", "leftImg8bit", "."),
+        ("cityscapes", "leftImg8bit/train", "."),
+        ("ade20k", "ADEChallengeData2016/images", "."),
+        ("kitti_semantics", "training", "."),
+    ],
+)
+def test_a_folder_too_far_down(name: str, given: str, meant: str, tmp_path: Path) -> None:
+    folder = READERS[name][0](tmp_path / "data")
+    with pytest.raises(
+        UpbenchError, match=f"did you mean {name}:{re.escape(str((folder / meant).resolve()))}"
+    ):
+        open_dataset(f"{name}:{folder / given}")
+
+
+def test_a_folder_too_far_up(tmp_path: Path) -> None:
+    miniatures.cityscapes(tmp_path / "data" / "cityscapes")
+    with pytest.raises(UpbenchError, match=f"did you mean cityscapes:{tmp_path}/data/cityscapes"):
+        open_dataset(f"cityscapes:{tmp_path / 'data'}")
+
+
+def test_more_than_the_official_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = opened("ade20k", tmp_path)
+    monkeypatch.setattr(type(dataset), "counts", {"train": 3, "val": 3})
+    with pytest.raises(UpbenchError, match="has 4 images, the official one 3"):
+        dataset.names("train")
