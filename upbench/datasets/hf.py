@@ -112,7 +112,7 @@ class HuggingFace(Dataset):
         """See `Dataset.fingerprint`. Reads and checks every row once."""
         if split not in self._fingerprints:
             table = self._table(split)
-            facts = (self.classes, sorted(self._columns.items()), self._first, self._unit)
+            facts = (split, self.classes, sorted(self._columns.items()), self._first, self._unit)
             note = cache_dir("datasets") / digest("hf", table._fingerprint, len(table), facts)
             if not note.is_file():
                 whole = hashlib.sha256(repr(facts).encode())

@@ -13,10 +13,11 @@ It needs the extra `mmseg` (`onedl-mmsegmentation`).
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -234,8 +235,10 @@ def _mmseg(file: Path) -> Iterator[tuple[Mapping[str, Any], Any]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            import mmseg.datasets  # noqa: F401 (registers its datasets)
+            with redirect_stdout(io.StringIO()):  # it prints what else could be installed
+                import mmseg.datasets  # noqa: F401 (registers its datasets)
             from mmengine.config import Config
+            from mmengine.registry import DefaultScope
             from mmseg.registry import DATASETS, TRANSFORMS
         except ImportError as error:
             raise UpbenchError(
@@ -243,8 +246,9 @@ def _mmseg(file: Path) -> Iterator[tuple[Mapping[str, Any], Any]]:
             ) from error
 
         def build(dataset: Mapping[str, Any], loaders: Sequence[Mapping[str, Any]]) -> tuple[Any, list[Any]]:
-            steps = [(str(step["type"]), TRANSFORMS.build(dict(step))) for step in loaders]
-            return DATASETS.build(dict(dataset)), steps
+            with DefaultScope.overwrite_default_scope("mmseg"):
+                steps = [(str(step["type"]), TRANSFORMS.build(dict(step))) for step in loaders]
+                return DATASETS.build(dict(dataset)), steps
 
         try:
             yield Config.fromfile(str(file)), build
