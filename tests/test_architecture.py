@@ -26,7 +26,7 @@ FLOORS = [
     {"weights", "evaluate", "results"},
     {"cost", "train", "testing"},
     {"methods", "tasks"},
-    {"run", "export"},
+    {"run", "export", "mmseg"},
     {"cli"},
     {"__main__", "__init__"},
 ]  # fmt: skip

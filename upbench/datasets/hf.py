@@ -146,7 +146,7 @@ class HuggingFace(Dataset):
             if value.shape != image.shape[1:]:
                 (h, w), (lh, lw) = image.shape[1:], value.shape
                 raise UpbenchError(f"{where[field]} is {lw}x{lh}, its image {w}x{h}")
-        return Sample(name, image, **found)
+        return Sample(name, image, label=found.get("label"), depth=found.get("depth"))
 
     def _label(self, where: Path, stored: Tensor) -> Tensor:
         label = stored.to(torch.int16) - self._first

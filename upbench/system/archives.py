@@ -53,7 +53,7 @@ def verify(path: Path, checksum: str, archive: bool) -> None:
 def unpack(path: Path, folder: Path) -> int:
     """Unpacks an archive into a folder; how many files there were.
 
-    What is there under the same name is replaced. Nothing is written outside of the folder, no link that leads
+    What is there under the same name is replaced. Nothing is written outside the folder, no link that leads
     out of it is made, and what is neither file nor folder is refused.
 
     Raises:

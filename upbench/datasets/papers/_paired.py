@@ -135,13 +135,16 @@ class PairedDataset(Dataset):
             return file.name in listed[file.parent]
 
         found = [(pair, there(pair.image), there(pair.label)) for pair in named]
-        for what, file, other in (("label map", 1, 2), ("image", 2, 1)):
-            if odd := [entry for entry in found if entry[other] < entry[file]]:
-                pair, subject = odd[0][0], "image" if file == 1 else "label map"
-                raise UpbenchError(
-                    f"dataset '{self.name}': {len(odd)} of {len(named)} {subject}s of split '{split}' have "
-                    f"no {what}; the first: {pair[file].name} (expected {pair[other]})"
-                )
+        alone = [(pair, image) for pair, image, label in found if image != label]
+        if alone:
+            pair, image = alone[0]
+            have, lack = ("image", "label map") if image else ("label map", "image")
+            file, other = (pair.image, pair.label) if image else (pair.label, pair.image)
+            count = sum(has_image == image for _, has_image in alone)
+            raise UpbenchError(
+                f"dataset '{self.name}': {count} of {len(named)} {have}s of split '{split}' have no {lack}; "
+                f"the first: {file.name} (expected {other})"
+            )
         pairs = [pair for pair, image, _ in found if image]
         if not pairs:
             first = f" (the first would be {named[0].image})" if named else ""

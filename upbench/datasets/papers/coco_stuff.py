@@ -8,8 +8,9 @@ nor all images.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from upbench.contracts.dataset import Archive
 from upbench.contracts.sample import IGNORE
@@ -60,7 +61,7 @@ class COCOStuff171(PairedDataset):
     license = "images: Flickr's terms of use; annotations: CC BY 4.0"
     source = "https://github.com/nightrome/cocostuff"
     citation = "Caesar, Uijlings, Ferrari, COCO-Stuff: Thing and Stuff Classes in Context, CVPR 2018"
-    archives = _IMAGES
+    archives: ClassVar[Sequence[Archive]] = _IMAGES
 
     def find(self, split: str) -> Iterable[ImageFiles]:
         """See `PairedDataset.find`."""

@@ -8,8 +8,9 @@ ICCV 2011 (SBD), besides: as files of SBD itself (`cls/*.mat`), or as the PNGs t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ class VOC2012(PairedDataset):
     license = "images: Flickr's terms of use; research"
     source = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
     citation = "Everingham et al., The Pascal Visual Object Classes Challenge: A Retrospective, IJCV 2015"
-    archives = (VOC,)
+    archives: ClassVar[Sequence[Archive]] = (VOC,)
 
     def find(self, split: str) -> Iterable[ImageFiles]:
         """See `PairedDataset.find`: the official list."""
