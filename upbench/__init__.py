@@ -17,6 +17,7 @@ _LAZY = {
     "Camera": "upbench.contracts.sample",
     "Context": "upbench.contracts.task",
     "Evaluator": "upbench.contracts.task",
+    "Archive": "upbench.contracts.dataset",
     "Frame": "upbench.contracts.geometry",
     "Framed": "upbench.contracts.sample",
     "Geometry": "upbench.contracts.geometry",
@@ -58,6 +59,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "Archive",
     "Backbone",
     "Camera",
     "Context",
@@ -104,7 +106,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from upbench.contracts.backbone import Backbone
-    from upbench.contracts.dataset import Dataset, Pair, PairDataset, VideoDataset
+    from upbench.contracts.dataset import Archive, Dataset, Pair, PairDataset, VideoDataset
     from upbench.contracts.geometry import Frame, Geometry
     from upbench.contracts.protocol import Output, Protocol, Recipe, Scoring
     from upbench.contracts.sample import Camera, Framed, Sample

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from upbench.contracts.dataset import Dataset, Pair, PairDataset, VideoDataset
+from upbench.contracts.dataset import Archive, Dataset, Pair, PairDataset, VideoDataset
 from upbench.contracts.sample import IGNORE, Sample
 from upbench.errors import UpbenchError, nearest
 from upbench.testing.checks import ContractError, NotApplicable, require, run_checks
 
 TARGETS = frozenset({"label", "depth", "normal"})
+PLACES = ("folder", "file", "name")
 CONTENTS: dict[str, Any] = {"video": VideoDataset, "pairs": PairDataset, "images": Dataset}
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _FIELDS = ("image", "valid", "label", "depth", "normal")
@@ -94,6 +95,9 @@ def declarations(case: DatasetCase) -> None:
     other, count = dataset.other_class, len(dataset.classes)
     in_range = other is None or (type(other) is int and 0 <= other < count)
     require(in_range, f"other_class is {other!r}, there are {count} classes")
+    require(dataset.place in PLACES, f"place {dataset.place!r} is not among {PLACES}")
+    require(all(isinstance(each, Archive) for each in dataset.archives), "archives holds other than Archive")
+    require(not isinstance(dataset.by_hand, str), "by_hand is one text, not a sequence of steps")
     for name in ("title", "license", "source", "citation"):
         require(isinstance(getattr(dataset, name), str), f"{name} is no text")
 

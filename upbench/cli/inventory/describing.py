@@ -153,6 +153,7 @@ def _dataset(spec: str) -> Facts:
         "source": cls.source,
         "citation": cls.citation,
         "data": _place(cls, there),
+        "download": _download(cls),
         "file": origin(cls),
         "classes": list(shown.classes),
         "class_count": len(shown.classes) or None,
@@ -172,7 +173,16 @@ def _dataset(spec: str) -> Facts:
 def _place(cls: Any, there: Any) -> str:
     if there is not None:
         return str(there.root) if there.root else "in the package"
+    if cls.place != "folder":
+        return f"not given: write {cls.name}:{cls.place.upper()}"
     return f"not given: write {cls.name}:/path, or set UPBENCH_DATA"
+
+
+def _download(cls: Any) -> str:
+    command = f"upbench download {cls.name} --to DIR"
+    if cls.archives:
+        return command
+    return f"by hand; `{command}` says the steps" if cls.by_hand else ""
 
 
 def _use(dataset: Any, split: str) -> str:

@@ -90,6 +90,14 @@ def _tasks() -> Iterable[Row]:
         }
 
 
+_PLACES = {
+    "folder": "a folder (NAME:FOLDER or UPBENCH_DATA)",
+    "file": "a file (NAME:FILE)",
+    "name": "a name (NAME:NAME, NAME:FOLDER or NAME:FILE)",
+}
+"""What stands behind the colon, by `Dataset.place`."""
+
+
 def _datasets() -> Iterable[Row]:
     for name, cls in plugins("dataset").items():
         yield {
@@ -100,7 +108,7 @@ def _datasets() -> Iterable[Row]:
             "splits": list(dict.fromkeys((cls.train_split, *cls.eval_splits))),
             "images": [f"{split} {count}" for split, count in cls.counts.items()],
             "counts": dict(cls.counts),
-            "data": "a folder (NAME:FOLDER or UPBENCH_DATA)" if cls.needs_root else "in the package",
+            "data": _PLACES[cls.place] if cls.needs_root else "in the package",
             "license": cls.license,
             "source": cls.source,
         }
