@@ -200,7 +200,10 @@ def damaged(change: Callable[[Path], None], root: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda f: Image.new("RGB", (64, 48)).save(f / "1.png"), "one channel of 8 bits, it is RGB"),
+        (
+            lambda f: Image.new("RGB", (64, 48)).save(f / "1.png"),
+            "one channel of 1 to 16 bits, its pixels are RGB",
+        ),
         (lambda f: Image.new("L", (5, 5), 1).save(f / "1.png"), "is 5x5, its image 64x48"),
         (
             lambda f: (f / "1.jpg").write_bytes(b"JFIF") and None,

@@ -190,7 +190,7 @@ def broken(root: Path, what: str) -> Path:
         ("classes", "its datasets name no classes"),
         ("pair", r"1 of 3 images of split 'train' have no label map; the first: 1\.jpg"),
         ("range", "value 7, .*known: 0 to 2, 255"),
-        ("wide", "must have one channel of 8 bits"),
+        ("wide", "value 300, MMSegmentation reads 8 bits"),
         ("colours", "must have one channel"),
         ("cut", r"cannot read .*1\.png"),
     ],

@@ -324,7 +324,12 @@ BROKEN: list[tuple[str, str, Callable[[Path], None], str]] = [
     ),
     ("no list", "voc2012", remove(VAL_LIST), "cannot read .*val.txt"),
     ("an empty list", "voc2012", write(VAL_LIST, b"\n\n"), "val.txt names no image"),
-    ("a list that is an image", "voc2012", write(VAL_LIST, b"\xff\xd8\xff\xe0"), "val.txt is no text"),
+    (
+        "a list that is an image",
+        "voc2012",
+        write(VAL_LIST, b"\xff\xd8\xff\xe0"),
+        "cannot read .*val.txt: it is not text in UTF-8",
+    ),
     ("a name twice", "voc2012", write(VAL_LIST, b"2007_000004\n2007_000004\n"), "names '2007_000004' twice"),
     (
         "a list of others",
@@ -336,13 +341,13 @@ BROKEN: list[tuple[str, str, Callable[[Path], None], str]] = [
         "labels in colours",
         "voc2012",
         label(VOC_LABEL, miniatures.photo),
-        "must have one channel of 8 bits, it is RGB",
+        "must have one channel of 1 to 16 bits, its pixels are RGB",
     ),
     (
         "labels of 16 bits",
         "voc2012",
-        label(VOC_LABEL, lambda x: x.astype(np.uint16)),
-        "one channel of 8 bits, it is I",
+        label(VOC_LABEL, lambda x: x.astype(np.uint16) + 256),
+        "value 256, which dataset 'voc2012' has no meaning for",
     ),
     (
         "a class too many",

@@ -25,12 +25,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from upbench.contracts.dataset import Dataset
 from upbench.contracts.sample import IGNORE, Sample
-from upbench.datasets._files import read_bytes, read_image, read_labels
+from upbench.datasets._files import read_bytes, read_image, read_labels, read_text, read_values
 from upbench.errors import UpbenchError, nearest, unknown
 from upbench.system.cache import cache_dir, digest, replacing
 from upbench.system.progress import track
@@ -149,7 +148,7 @@ class HuggingFace(Dataset):
         return Sample(name, image, label=found.get("label"), depth=found.get("depth"))
 
     def _label(self, where: Path, stored: Tensor) -> Tensor:
-        label = stored.to(torch.int16) - self._first
+        label = stored.to(torch.int32) - self._first
         ignored = (label < 0) | (stored == IGNORE)
         out = stored[~ignored & (label >= len(self.classes))]
         if len(out):
@@ -167,7 +166,7 @@ def _description(root: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        said = yaml.safe_load(read_bytes(root))
+        said = yaml.safe_load(read_text(root))
     except yaml.YAMLError as error:
         raise UpbenchError(f"{root} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(said, dict) or not said.get("path"):
@@ -243,7 +242,7 @@ def _classes(base: Path, folder: Path, said: Any) -> tuple[str, ...]:
     file = base / str(said) if said else folder / "classes.txt"
     if not said and not file.is_file():
         return ()
-    lines = read_bytes(file).decode("utf-8-sig", errors="replace").splitlines()
+    lines = read_text(file).splitlines()
     return tuple(line.strip() for line in lines if line.strip())
 
 
@@ -274,14 +273,10 @@ def _contents(row: Mapping[str, Any]) -> Iterator[bytes]:
 
 def _depth(where: Path, data: bytes) -> Tensor:
     """`[H, W]` float32 in the column's unit, of pictures of one channel or arrays; 0 where unknown."""
-    try:
-        values = (
-            np.load(io.BytesIO(data))
-            if data.startswith(b"\x93NUMPY")
-            else np.asarray(Image.open(io.BytesIO(data)))
-        )
-    except Exception as error:  # decoders of damaged files raise anything
-        raise UpbenchError(f"cannot read {where}: {' '.join(str(error).split())}") from error
+    if data.startswith(b"\x93NUMPY"):
+        values = torch.from_numpy(np.load(io.BytesIO(data)).astype(np.float32))
+    else:
+        values = read_values(where, data).float()
     if values.ndim != 2:
         raise UpbenchError(f"{where} must have one channel, it is {'x'.join(map(str, values.shape))}")
-    return torch.from_numpy(values.astype(np.float32)).nan_to_num(0, 0, 0).clamp(min=0)
+    return values.nan_to_num(0, 0, 0).clamp(min=0)

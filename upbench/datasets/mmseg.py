@@ -119,7 +119,9 @@ class MMSegmentationConfig(PairedDataset):
         image, label = files
         part, index = self._loaded[label]
         if part.plain_labels:
-            read_labels(label, contents[1])  # the loader would cut 16 bits down to 8
+            largest = int(read_labels(label, contents[1]).max())
+            if largest > IGNORE:  # the loader would cut it down to 8 bits
+                raise UpbenchError(f"label map {label} has value {largest}, MMSegmentation reads 8 bits")
         pixels = read_image(image, contents[0]) if part.plain else part.image(index)
         self.labels(label, part.label(index), pixels)
 

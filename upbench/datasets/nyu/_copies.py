@@ -5,7 +5,6 @@ Silberman, Hoiem, Kohli, Fergus, "Indoor Segmentation and Support Inference from
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Sequence
 from functools import cached_property
@@ -15,13 +14,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from upbench.contracts.dataset import Archive
 from upbench.contracts.sample import Camera
 from upbench.datasets._content import content_fingerprint
-from upbench.datasets._files import image_size, read_bytes, read_image, read_labels
+from upbench.datasets._files import image_size, read_image, read_labels, read_values
 from upbench.datasets.nyu._normals import axis_signs, load_normals
 from upbench.datasets.papers._matlab import file_digest, load_mat, open_hdf5
 from upbench.errors import UpbenchError
@@ -261,17 +259,12 @@ def read_millimetres(file: Path, data: bytes | None = None) -> Tensor:
     Raises:
         UpbenchError: It cannot be read, or does not have 16 bits.
     """
-    data = read_bytes(file) if data is None else data
-    try:
-        picture = Image.open(io.BytesIO(data))
-        picture.load()
-    except Exception as error:  # decoders of damaged files raise anything
-        raise UpbenchError(f"cannot read depth map {file}: it is damaged, or no image") from error
-    if not picture.mode.startswith("I"):
+    values = read_values(file, data)
+    if values.dtype != torch.int32 or 0 < int(values.max()) < 256:
         raise UpbenchError(
-            f"depth map {file} must have one channel of 16 bits, in millimetres; it is {picture.mode}"
+            f"depth map {file} must have 16 bits, in millimetres; its largest is {float(values.max()):g}"
         )
-    return torch.from_numpy(np.asarray(picture).astype(np.float32) / 1000)
+    return values.float() / 1000
 
 
 def _split_places(base: Path, count: int) -> dict[str, list[int]]:

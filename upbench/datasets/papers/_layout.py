@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from upbench.datasets._files import read_bytes
+from upbench.datasets._files import read_text
 from upbench.errors import UpbenchError, nearest
 
 ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2")
@@ -47,10 +47,7 @@ def split_list(name: str, file: Path) -> list[str]:
     Raises:
         UpbenchError: It cannot be read, is no text, is empty, or names an image twice.
     """
-    try:
-        lines = read_bytes(file).decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UpbenchError(f"dataset '{name}': split list {file} is no text") from error
+    lines = read_text(file).splitlines()
     names = [words[0] for line in lines if (words := line.split())]
     if not names:
         raise UpbenchError(f"dataset '{name}': split list {file} names no image")

@@ -91,7 +91,7 @@ class PairedDataset(Dataset):
         return Sample(pair.name, image, label=self.labels(pair.label, self.read_label(pair.label), image))
 
     def read_label(self, file: Path, data: bytes | None = None) -> Tensor:
-        """`[H, W]` uint8, as stored; for label maps that are no images, to be overridden."""
+        """`[H, W]`, as stored; for label maps that are no images, to be overridden."""
         return read_labels(file, data)
 
     def values_in(self, file: Path) -> Mapping[int, int]:
@@ -163,9 +163,9 @@ class PairedDataset(Dataset):
             (h, w), (lh, lw) = image.shape[1:], stored.shape
             raise UpbenchError(f"label map {file} is {lw}x{lh}, its image {w}x{h}")
         values = self.values_in(file)
-        table = torch.tensor([values.get(value, _INVALID) for value in range(256)], dtype=torch.int16)
+        table = torch.tensor([values.get(value, _INVALID) for value in range(257)], dtype=torch.int16)
         table[IGNORE] = IGNORE
-        classes = table[stored.long()]
+        classes = table[stored.long().clamp(0, 256)]
         if (classes == _INVALID).any():
             value = int(stored[classes == _INVALID][0])
             raise UpbenchError(
