@@ -210,3 +210,54 @@ def test_what_is_no_config(tmp_path: Path) -> None:
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(UpbenchError, match="describes no data"):
         open_dataset(f"mmseg:{tmp_path / 'empty.py'}")
+
+
+# -------------------- MMSegmentation's own configs --------------------
+
+
+def trained_ids(root: Path) -> None:
+    miniatures.cityscapes(root, train_ids=True)
+
+
+def augmented(root: Path) -> None:
+    """VOC with the annotations of SBD, as MMSegmentation's converter leaves them: a list of the additional ones."""
+    base = miniatures.sbd(root, png=True) / "VOCdevkit/VOC2012"
+    lists = base / "ImageSets/Segmentation"
+    own = set((lists / "train.txt").read_text().split())
+    miniatures.text(
+        lists / "aug.txt", [n for n in (lists / "trainaug.txt").read_text().split() if n not in own]
+    )
+
+
+CONFIGS = {
+    "ade20k": ("data/ade", miniatures.ade20k, "ade20k_150"),
+    "cityscapes": ("data/cityscapes", trained_ids, "cityscapes"),
+    "pascal_context": ("data", miniatures.pascal_context, "pascal_context"),
+    "pascal_context_59": ("data", miniatures.pascal_context, "pascal_context59"),
+    "pascal_voc12": ("data", miniatures.voc2012, "voc2012"),
+    "pascal_voc12_aug": ("data", augmented, "voc2012_aug"),
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_their_configs_say_what_our_readers_say(
+    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mmseg
+
+    file = Path(mmseg.__file__).parent / ".mim/configs/_base_/datasets" / f"{config}.py"
+    assert file.is_file()
+    place, make, name = CONFIGS[config]
+    make(tmp_path / place)
+    monkeypatch.chdir(tmp_path)
+    dataset, ours = open_dataset(f"mmseg:{file}"), open_dataset(f"{name}:{tmp_path / place}")
+    assert dataset.name == f"mmseg:{config}"
+    assert len(dataset.classes) == len(ours.classes)
+    for split, same in (("train", ours.train_split), ("val", "val")):
+        labels = {
+            sample.name: sample.label for sample in (ours.read(same, i) for i in range(len(ours.names(same))))
+        }
+        assert len(dataset.names(split)) == len(labels)
+        for i, name in enumerate(dataset.names(split)):
+            short = name.rpartition("/")[2].removesuffix("_leftImg8bit")
+            assert torch.equal(dataset.read(split, i).label, labels[short])
