@@ -220,7 +220,7 @@ def trained_ids(root: Path) -> None:
 
 
 def augmented(root: Path) -> None:
-    """VOC with the annotations of SBD, as MMSegmentation's converter leaves them: a list of the additional ones."""
+    """VOC and SBD as MMSegmentation's converter leaves them: with a list of the additional ones."""
     base = miniatures.sbd(root, png=True) / "VOCdevkit/VOC2012"
     lists = base / "ImageSets/Segmentation"
     own = set((lists / "train.txt").read_text().split())
