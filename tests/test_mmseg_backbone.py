@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,18 +24,19 @@ VIT = "vit_tiny_patch16_224"
 CONFIG = """
 custom_imports = dict(imports=['upbench.mmseg'])
 default_scope = 'mmseg'
-load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='Resize', scale=(64, 64))]
-pipeline = [*load, dict(type='RandomFlip', prob=0.5), dict(type='PackSegInputs')]
+image, labels = dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')
+resize, pack = dict(type='Resize', scale=(64, 64)), dict(type='PackSegInputs')
 dataset = dict(
     type='PascalVOCDataset', data_root='{root}/VOCdevkit/VOC2012',
     data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClass'))
 train_dataloader = dict(
     batch_size=2, num_workers=0, sampler=dict(type='InfiniteSampler', shuffle=True),
-    dataset=dict(**dataset, ann_file='ImageSets/Segmentation/train.txt', pipeline=pipeline))
+    dataset=dict(**dataset, ann_file='ImageSets/Segmentation/train.txt',
+        pipeline=[image, labels, resize, dict(type='RandomFlip', prob=0.5), pack]))
 val_dataloader = dict(
     batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(**dataset, ann_file='ImageSets/Segmentation/val.txt',
-                 pipeline=[*load, dict(type='PackSegInputs')]))
+                 pipeline=[image, resize, labels, pack]))
 test_dataloader = val_dataloader
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator
@@ -137,6 +139,20 @@ def test_what_is_frozen_stays_so() -> None:
     assert torch.equal(weight, next(module.foundation.parameters()))
     assert not any(parameter.requires_grad for parameter in module.foundation.parameters())
     assert not small(method="raysup", weights="none").train().upsampler.training
+
+
+def test_the_page_shows_a_config_that_builds() -> None:
+    from mmseg.registry import MODELS
+
+    page = (Path(__file__).resolve().parents[1] / "docs/datasets.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    config: dict[str, Any] = {}
+    exec(block, config)
+    model = config["model"]
+    model["backbone"] |= {"backbone": VIT, "pretrained": False, "weights": "none"}
+    model["decode_head"] |= {"in_channels": 192}
+    (found,) = MODELS.build(model).eval().extract_feat(torch.zeros(1, 3, 64, 64))
+    assert found.shape == (1, 192, 16, 16)
 
 
 @pytest.mark.parametrize(

@@ -233,8 +233,7 @@ def _common(paths: Sequence[Sequence[str]]) -> list[str]:
 @contextmanager
 def _mmseg(file: Path) -> Iterator[tuple[Mapping[str, Any], Any]]:
     """A config, and what builds its parts; quiet, and with errors as one line."""
-    logging.getLogger("mmengine").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _quiet("mmengine"):
         warnings.simplefilter("ignore")
         try:
             with redirect_stdout(io.StringIO()):  # it prints what else could be installed
@@ -259,3 +258,15 @@ def _mmseg(file: Path) -> Iterator[tuple[Mapping[str, Any], Any]]:
         except Exception as error:  # configs are programs
             text = " ".join(str(error).split()) or type(error).__name__
             raise UpbenchError(f"MMSegmentation's config {file}: {text}") from error
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Errors only, of a logger."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
