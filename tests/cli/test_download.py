@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import io
 import tarfile
 import threading
@@ -21,7 +20,7 @@ from upbench.cli.download import NOTE
 from upbench.contracts.dataset import Archive
 from upbench.errors import UpbenchError
 from upbench.registry import find_dataset, plugins
-from upbench.system import archives, download
+from upbench.system import archives
 
 
 class Files:
@@ -181,10 +180,6 @@ def test_the_licence_is_accepted_first(
         assert run(server, *words) == code
 
 
-resumes = "check" in inspect.signature(download.download).parameters and hasattr(download, "ATTEMPTS")
-
-
-@pytest.mark.skipif(not resumes, reason="downloads begin anew")
 def test_it_goes_on_where_it_was_broken_off(
     server: Files, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
