@@ -15,6 +15,7 @@ from PIL import Image
 
 from upbench.contracts.dataset import Dataset
 from upbench.contracts.sample import IGNORE
+from upbench.datasets.nyu.nyuv2 import NYU40
 from upbench.datasets.papers._names import (
     ADE150,
     CITYSCAPES19,
@@ -23,7 +24,6 @@ from upbench.datasets.papers._names import (
     COCO_STUFF_COARSE,
     COCO_STUFF_UNUSED,
     CONTEXT59,
-    NYU40,
     VOC21,
 )
 from upbench.datasets.papers.cityscapes import LABEL_IDS

@@ -34,7 +34,7 @@ RULES: list[tuple[str, list[tuple[str, str, str]] | None]] = [
     (r"datasets/(folder|_content)\.py", [("", "", "folder")]),
     (r"datasets/_files\.py", [("", "", "")]),  # which scenes are read through, too
     (r"datasets/interiors/.*", [("", "", "interiors")]),
-    (r"datasets/(papers|nyu)/.*", None),  # other datasets, and what they share
+    (r"datasets/(papers|nyu)/.*", None),  # other datasets
     (r"protocols/(own|geometry)\.py", [ALL]),
     (r"(methods|tasks|datasets|protocols)/\w+\.py", None),  # other plugins are their own cells' business
     (r"dense/tiles\.py", None),
@@ -227,7 +227,9 @@ def test_features_are_computed_again_with_the_code_that_makes_them(looked: dict,
         file.startswith("datasets/")
         and file not in NOBODY
         and not hands_on_names(file)
-        and not re.fullmatch(r"datasets/((papers|nyu)/.*|camvid\.py|hf\.py|mmseg\.py)", file)
+        and not re.fullmatch(
+            r"datasets/((papers|nyu)/.*|(camvid|hf|mmseg|_layout|_paired|_matlab)\.py)", file
+        )
     ):
         assert names == {"interiors" if "interiors" in file else "folder"}
     else:

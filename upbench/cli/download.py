@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from upbench.cli._parser import Command
-from upbench.errors import UpbenchError
+from upbench.errors import UpbenchError, system_errors
 
 if TYPE_CHECKING:
     from upbench.contracts.dataset import Archive, Dataset
@@ -107,10 +107,8 @@ def _get(archive: Archive, folder: Path, mirror: str | None, keep: bool) -> None
     done = note.read_text().splitlines() if note.is_file() else []
     if archive.url in done:
         return
-    try:
+    with system_errors("create the folder", place):
         place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UpbenchError(f"cannot create {place}: {error.strerror}") from error
     file = place / name
     url = archive.url if mirror is None else f"{mirror.rstrip('/')}/{name}"
     download(

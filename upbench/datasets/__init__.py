@@ -19,6 +19,6 @@ __getattr__, __dir__ = lazily(
         "upbench.datasets._arrays": "read_array",
         "upbench.datasets._files": "image_size list_folder read_bytes read_image read_labels read_text "
         "read_values",
-        "upbench.datasets.papers._paired": "ImageFiles PairedDataset",
+        "upbench.datasets._paired": "ImageFiles PairedDataset",
     },
 )

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from upbench.contracts.sample import IGNORE, Sample
 from upbench.datasets._files import image_size, read_image, read_labels
-from upbench.datasets.papers._paired import ImageFiles, PairedDataset
+from upbench.datasets._paired import ImageFiles, PairedDataset
 from upbench.errors import UpbenchError
 
 _LOADERS = ({"type": "LoadImageFromFile"}, {"type": "LoadAnnotations"})

@@ -20,8 +20,8 @@ from upbench.contracts.dataset import Archive
 from upbench.contracts.sample import Camera
 from upbench.datasets._content import content_fingerprint
 from upbench.datasets._files import image_size, read_image, read_labels, read_values
+from upbench.datasets._matlab import file_digest, load_mat, open_hdf5
 from upbench.datasets.nyu._normals import axis_signs, load_normals
-from upbench.datasets.papers._matlab import file_digest, load_mat, open_hdf5
 from upbench.errors import UpbenchError
 from upbench.system.cache import digest
 

@@ -19,11 +19,11 @@ from torch import Tensor
 from upbench.contracts.dataset import Dataset
 from upbench.contracts.sample import Sample
 from upbench.datasets._content import content_fingerprint
+from upbench.datasets._layout import locate
+from upbench.datasets._matlab import load_mat
+from upbench.datasets._paired import stems
 from upbench.datasets.nyu._copies import ARCHIVES, LABELLED, NORMALS, LabelledFile, camera
 from upbench.datasets.nyu._normals import axis_signs
-from upbench.datasets.papers._layout import locate
-from upbench.datasets.papers._matlab import load_mat
-from upbench.datasets.papers._paired import stems
 from upbench.errors import UpbenchError
 
 BAD = frozenset(

@@ -15,6 +15,7 @@ import torch
 
 from upbench.contracts.dataset import Dataset
 from upbench.contracts.sample import IGNORE, Sample
+from upbench.datasets._layout import locate
 from upbench.datasets.nyu._copies import (
     ARCHIVES,
     COUNTS,
@@ -24,9 +25,16 @@ from upbench.datasets.nyu._copies import (
     OfficialSplits,
     camera,
 )
-from upbench.datasets.papers._layout import locate
-from upbench.datasets.papers._names import NYU40
 from upbench.errors import UpbenchError
+
+_NAMES = """
+    wall, floor, cabinet, bed, chair, sofa, table, door, window, bookshelf, picture, counter, blinds, desk,
+    shelves, curtain, dresser, pillow, mirror, floor mat, clothes, ceiling, books, refrigerator, television,
+    paper, towel, shower curtain, box, whiteboard, person, night stand, toilet, sink, lamp, bathtub, bag,
+    other structure, other furniture, other prop
+"""
+NYU40 = tuple(name.strip() for name in _NAMES.split(","))
+"""Classes of Gupta et al., values 1 to 40."""
 
 
 class NYUv2(Dataset):

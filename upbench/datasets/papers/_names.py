@@ -99,13 +99,3 @@ CONTEXT59 = _names(
     """
 )
 """PASCAL Context: values 1 to 59."""
-
-NYU40 = _names(
-    """
-    wall, floor, cabinet, bed, chair, sofa, table, door, window, bookshelf, picture, counter, blinds, desk,
-    shelves, curtain, dresser, pillow, mirror, floor mat, clothes, ceiling, books, refrigerator, television,
-    paper, towel, shower curtain, box, whiteboard, person, night stand, toilet, sink, lamp, bathtub, bag,
-    other structure, other furniture, other prop
-    """
-)
-"""NYU Depth v2 (Gupta et al. 2013): values 1 to 40."""

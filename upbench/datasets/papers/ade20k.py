@@ -12,8 +12,8 @@ from collections.abc import Iterable
 
 from upbench.contracts.dataset import Archive
 from upbench.contracts.sample import IGNORE
+from upbench.datasets._paired import ImageFiles, PairedDataset, stems
 from upbench.datasets.papers._names import ADE150
-from upbench.datasets.papers._paired import ImageFiles, PairedDataset, stems
 
 
 class ADE20K(PairedDataset):

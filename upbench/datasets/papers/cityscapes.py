@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from upbench.contracts.sample import IGNORE
+from upbench.datasets._paired import ImageFiles, PairedDataset, entries, stems
 from upbench.datasets.papers._names import CITYSCAPES19
-from upbench.datasets.papers._paired import ImageFiles, PairedDataset, entries, stems
 
 LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 """Value in `*_labelIds.png` of each of the 19 classes; 0 to 33 but for these are ignored."""

@@ -14,14 +14,14 @@ from typing import ClassVar
 
 from upbench.contracts.dataset import Archive
 from upbench.contracts.sample import IGNORE
-from upbench.datasets.papers._layout import split_list
+from upbench.datasets._layout import split_list
+from upbench.datasets._paired import ImageFiles, PairedDataset, entries, stems
 from upbench.datasets.papers._names import (
     COCO_STUFF27,
     COCO_STUFF182,
     COCO_STUFF_COARSE,
     COCO_STUFF_UNUSED,
 )
-from upbench.datasets.papers._paired import ImageFiles, PairedDataset, entries, stems
 from upbench.errors import UpbenchError
 
 LIST = "Coco164kFull_Stuff_Coarse.txt"

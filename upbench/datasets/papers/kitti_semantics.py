@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from upbench.contracts.dataset import Archive
+from upbench.datasets._paired import ImageFiles, PairedDataset, stems
 from upbench.datasets.papers._names import CITYSCAPES19
-from upbench.datasets.papers._paired import ImageFiles, PairedDataset, stems
 from upbench.datasets.papers.cityscapes import VALUES
 
 

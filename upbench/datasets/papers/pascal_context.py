@@ -13,9 +13,9 @@ from pathlib import Path
 
 from upbench.contracts.dataset import Archive
 from upbench.contracts.sample import IGNORE
-from upbench.datasets.papers._layout import split_list
+from upbench.datasets._layout import split_list
+from upbench.datasets._paired import ImageFiles, PairedDataset
 from upbench.datasets.papers._names import CONTEXT59
-from upbench.datasets.papers._paired import ImageFiles, PairedDataset
 from upbench.errors import UpbenchError
 
 LABELS = ("SegmentationClassContext", "59_context_labels", "../../59_context_labels", "../59_context_labels")

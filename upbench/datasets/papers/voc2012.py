@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from upbench.contracts.dataset import Archive
-from upbench.datasets.papers._layout import split_list
-from upbench.datasets.papers._matlab import load_mat
+from upbench.datasets._layout import split_list
+from upbench.datasets._matlab import load_mat
+from upbench.datasets._paired import ImageFiles, PairedDataset, stems
 from upbench.datasets.papers._names import VOC21
-from upbench.datasets.papers._paired import ImageFiles, PairedDataset, stems
 from upbench.errors import UpbenchError
 
 VOC = Archive(

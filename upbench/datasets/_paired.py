@@ -15,7 +15,7 @@ from upbench.contracts.dataset import Dataset
 from upbench.contracts.sample import IGNORE, Sample
 from upbench.datasets._content import content_fingerprint
 from upbench.datasets._files import image_size, read_image, read_labels
-from upbench.datasets.papers._layout import locate
+from upbench.datasets._layout import locate
 from upbench.errors import UpbenchError
 
 _INVALID = -1
