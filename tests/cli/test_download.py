@@ -18,9 +18,9 @@ import pytest
 from upbench.cli import dispatch
 from upbench.cli.download import NOTE
 from upbench.contracts.dataset import Archive
+from upbench.datasets import _archives as archives
 from upbench.errors import UpbenchError
 from upbench.registry import find_dataset, plugins
-from upbench.system import archives
 
 
 class Files:

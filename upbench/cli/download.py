@@ -31,41 +31,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def call(arguments: argparse.Namespace) -> int:
     """Runs the command; returns its exit code: 1 where something is left to be done by hand."""
     from upbench.registry import find_dataset, load_plugin_files, open_dataset
+    from upbench.system.outputs import emit
 
     load_plugin_files(arguments.plugin)
     cls = find_dataset(arguments.dataset)
     if not cls.needs_root:
-        print(f"{cls.name} comes with the package: nothing is to be downloaded")
+        emit(f"{cls.name} comes with the package: nothing is to be downloaded")
         return 0
     if not cls.archives and not cls.by_hand:
         raise UpbenchError(
             f"dataset '{cls.name}' is no data of its own: it reads what you have ({cls.source})"
         )
     folder = _folder(arguments.to, cls.name)
-    print(_facts(cls, folder), flush=True)
+    emit(_facts(cls, folder))
+    sys.stdout.flush()
     if cls.archives:
         _agree(cls, arguments.yes)
         for archive in cls.archives:
             _get(archive, folder, arguments.mirror, arguments.keep)
     if cls.by_hand:
-        print("\n".join(["by hand:", *(f"  {i}. {step}" for i, step in enumerate(cls.by_hand, 1))]))
+        emit("\n".join(["by hand:", *(f"  {i}. {step}" for i, step in enumerate(cls.by_hand, 1))]))
     try:
         dataset = open_dataset(f"{cls.name}:{folder}")
         found = ", ".join(f"{split} {len(dataset.names(split))}" for split in dataset.splits)
     except UpbenchError as error:
-        print(f"not complete yet: {error}")
+        emit(f"not complete yet: {error}")
         return 1
-    print(f"{cls.name} is there: {found} images; use it as {cls.name}:{folder}")
+    emit(f"{cls.name} is there: {found} images; use it as {cls.name}:{folder}")
     return 0
 
 
 def _folder(to: str | None, name: str) -> Path:
     import os
 
+    from upbench.values import user_path
+
     data = os.environ.get("UPBENCH_DATA")
     if not to and not data:
         raise UpbenchError("say where to: --to DIR, or set UPBENCH_DATA")
-    return Path(to).expanduser() if to else Path(str(data)).expanduser() / name
+    return user_path(to) if to else user_path(str(data)) / name
 
 
 def _facts(cls: type[Dataset], folder: Path) -> str:
@@ -98,9 +102,10 @@ def _agree(cls: type[Dataset], yes: bool) -> None:
 
 def _get(archive: Archive, folder: Path, mirror: str | None, keep: bool) -> None:
     """Downloads and unpacks one file, where that was not done before."""
-    from upbench.system.archives import is_archive, unpack, verify
+    from upbench.datasets._archives import is_archive, unpack, verify
     from upbench.system.cache import replacing
     from upbench.system.download import download
+    from upbench.system.progress import say
 
     name = archive.url.rpartition("/")[2]
     note, place = folder / NOTE, folder / archive.folder
@@ -121,7 +126,7 @@ def _get(archive: Archive, folder: Path, mirror: str | None, keep: bool) -> None
         instead=f"a copy of it at {file} would be used instead",
     )
     if is_archive(name):
-        print(f"{name}: {unpack(file, place)} files", file=sys.stderr)
+        say(f"{name}: {unpack(file, place)} files")
         if not keep:
             file.unlink()
     file.with_name(f"{name}.sha256").unlink(missing_ok=True)
