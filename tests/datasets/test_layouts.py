@@ -85,7 +85,13 @@ def zipped(root: Path) -> None:
     (root / "gtFine_trainvaltest.zip").write_bytes(b"PK")
 
 
+def renamed(root: Path) -> None:
+    for kind in ("image_2", "semantic"):
+        rename(f"training/{kind}/000003_10.png", "000003\udcff_10.png")(root)
+
+
 BROKEN: list[tuple[str, str, Callable[[Path], None], str]] = [
+    ("a name of other bytes", "kitti_semantics", renamed, "has a name that is not UTF-8"),
     (
         "nothing there",
         "voc2012",

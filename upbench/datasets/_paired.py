@@ -149,6 +149,11 @@ class PairedDataset(Dataset):
         if not pairs:
             first = f" (the first would be {named[0].image})" if named else ""
             raise UpbenchError(f"dataset '{self.name}': split '{split}' in {self.base} has no images{first}")
+        if odd_names := [pair.name for pair in pairs if not pair.name.isprintable()]:
+            raise UpbenchError(
+                f"dataset '{self.name}': image '{odd_names[0]}' of split '{split}' has a name that is "
+                "not UTF-8, or has control characters; rename it"
+            )
         official = self.counts.get(split)
         if official is not None and len(pairs) > official:
             raise UpbenchError(

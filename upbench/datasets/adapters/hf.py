@@ -2,10 +2,10 @@
 
 A YAML file says what the columns are, and the classes, which hub datasets of label maps rarely do:
 
-    path: scene_parse_150            # a name on the hub, or a folder (from this file's)
+    path: EduardoPacheco/FoodSeg103  # a name on the hub, or a folder (from this file's)
     config: null                     # of several in one dataset
     revision: null                   # a commit, so that the data stays the same
-    columns: {image: image, label: annotation}     # also depth: depth_map
+    columns: {image: image, label: label}     # also depth: depth_map
     splits: {train: train, val: validation}
     classes: [wall, building, sky]   # or a text file with one a line
     first: 1                         # value of the first class; lower ones are ignored

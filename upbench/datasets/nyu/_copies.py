@@ -205,6 +205,7 @@ class OfficialSplits:
     def __init__(self, base: Path) -> None:
         self._base = base
         self._images: dict[str, list[Path]] = {}
+        self._names: dict[str, list[str]] = {}
         for split in COUNTS:
             files = (base / "official_splits" / split).glob("*/rgb_*.jpg")
             self._images[split] = sorted(files, key=lambda file: file.stem)
@@ -212,6 +213,11 @@ class OfficialSplits:
 
     def names(self, split: str) -> list[str]:
         """See `Copy`."""
+        if split not in self._names:
+            self._names[split] = self._checked(split)
+        return self._names[split]
+
+    def _checked(self, split: str) -> list[str]:
         for image in self._images[split]:
             if not re.fullmatch(r"rgb_\d{5}", image.stem):
                 raise UpbenchError(f"dataset 'nyuv2': {image} should be called rgb_00000.jpg, with its index")
