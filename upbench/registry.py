@@ -171,7 +171,8 @@ def open_dataset(spec: str) -> Dataset:
     root = Path(folder) if folder else None
     data = os.environ.get("UPBENCH_DATA")
     if root is None and cls.needs_root and data and cls.place == "folder":
-        root = Path(data) / name
+        own = Path(data) / name
+        root = own if own.is_dir() or not cls.folder else Path(data) / cls.folder
     if root is None and cls.needs_root:
         where = "/path, or set UPBENCH_DATA" if cls.place == "folder" else cls.place.upper()
         raise UpbenchError(f"dataset '{name}' needs its {cls.place}: write {name}:{where}")

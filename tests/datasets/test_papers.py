@@ -254,6 +254,28 @@ def test_a_folder_further_down_will_do(place: str, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("make", "folder", "names"),
+    [
+        (miniatures.sbd, "voc2012", ["voc2012", "voc2012_aug"]),
+        (miniatures.ade20k, "ade20k", ["ade20k", "ade20k_150"]),
+        (miniatures.coco_stuff, "coco_stuff27", ["coco_stuff27", "coco_stuff171"]),
+        (miniatures.pascal_context, "pascal_context", ["pascal_context", "pascal_context59"]),
+        (miniatures.nyuv2_splits, "nyuv2", ["nyuv2", "nyuv2_39"]),
+    ],
+)
+def test_readings_of_the_same_files_share_a_folder(
+    make: Make, folder: str, names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UPBENCH_DATA", str(tmp_path))
+    make(tmp_path / folder)
+    for name in names:
+        assert open_dataset(name).root == tmp_path / folder
+    (tmp_path / names[1]).mkdir()  # whoever has one of its own means it
+    with pytest.raises(UpbenchError, match=f"{tmp_path / names[1]}"):
+        open_dataset(names[1])
+
+
 def test_where_it_lies_does_not_matter(tmp_path: Path) -> None:
     one, two = (open_dataset(f"ade20k:{miniatures.ade20k(tmp_path / place)}") for place in "ab")
     assert one.fingerprint("train") == two.fingerprint("train")

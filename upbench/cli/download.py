@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the command."""
     add = parser.add_argument
     add("dataset", metavar="NAME", help="a dataset, as `upbench list datasets` has it")
-    add("--to", metavar="DIR", help="folder of the dataset (default: $UPBENCH_DATA/NAME)")
+    add("--to", metavar="DIR", help="folder of the dataset (default: its own in $UPBENCH_DATA)")
     add("--yes", action="store_true", help="accept the licence without being asked")
     add("--keep", action="store_true", help="keep archives after they were unpacked")
     add("--mirror", metavar="URL", help="where all files lie, by their names, instead of at their owners'")
@@ -42,7 +42,7 @@ def call(arguments: argparse.Namespace) -> int:
         raise UpbenchError(
             f"dataset '{cls.name}' is no data of its own: it reads what you have ({cls.source})"
         )
-    folder = _folder(arguments.to, cls.name)
+    folder = _folder(arguments.to, cls.folder or cls.name)
     emit(_facts(cls, folder))
     sys.stdout.flush()
     if cls.archives:

@@ -54,6 +54,8 @@ class Dataset(Registered, ABC):
         needs_root: Whether a folder must be given (`name:/path`, or `$UPBENCH_DATA/name`).
         place: What stands behind the colon: "folder", "file", or "name" (the dataset itself finds what it
             stands for).
+        folder: Its folder in `$UPBENCH_DATA`, where that is not called as the dataset: those that read the
+            same files share one.
         license: Of the data, as its owners put it.
         source: Where it is to be had.
         citation: Of the paper.
@@ -75,6 +77,7 @@ class Dataset(Registered, ABC):
     counts: Mapping[str, int] = {}
     needs_root: ClassVar[bool] = False
     place: ClassVar[str] = "folder"
+    folder: ClassVar[str] = ""
     license: ClassVar[str] = ""
     source: ClassVar[str] = ""
     citation: ClassVar[str] = ""

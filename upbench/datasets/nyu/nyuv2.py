@@ -109,6 +109,7 @@ class NYUv2Filled(NYUv2):
 
     name = "nyuv2_filled"
     title = "NYU Depth v2 (in-filled)"
+    folder = "nyuv2"
     depth_field = "depths"
 
     def _open(self) -> Copy:
@@ -123,5 +124,6 @@ class NYUv2Without40(NYUv2):
 
     name = "nyuv2_39"
     title = "NYU Depth v2 (39)"
+    folder = "nyuv2"
     classes = NYU40[:39]
     values = {0: IGNORE, 40: IGNORE, **{value: value - 1 for value in range(1, 40)}}

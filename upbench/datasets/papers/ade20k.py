@@ -52,6 +52,7 @@ class ADE20KWithoutOther(ADE20K):
 
     name = "ade20k_150"
     title = "ADE20K (150)"
+    folder = "ade20k"
     classes = ADE150
     other_class = None
     values = {0: IGNORE, **{value: value - 1 for value in range(1, 151)}}

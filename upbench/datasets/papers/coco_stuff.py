@@ -51,6 +51,7 @@ class COCOStuff171(PairedDataset):
 
     name = "coco_stuff171"
     title = "COCO-Stuff (171)"
+    folder = "coco_stuff27"
     classes = tuple(COCO_STUFF182[value] for value in _USED)
     values = {value: _USED.index(value) if value in _USED else IGNORE for value in range(182)}
     folders = {"train": "train2017", "val": "val2017"}
@@ -78,6 +79,7 @@ class COCOStuff27(COCOStuff171):
 
     name = "coco_stuff27"
     title = "COCO-Stuff (27)"
+    folder = ""
     classes = COCO_STUFF27
     values = dict(enumerate(COCO_STUFF_COARSE))
     counts = {"train": 97702, "val": 4172}

@@ -74,6 +74,7 @@ class PascalContext59(PascalContext):
 
     name = "pascal_context59"
     title = "PASCAL Context (59)"
+    folder = "pascal_context"
     classes = CONTEXT59
     other_class = None
     values = {0: IGNORE, **{value: value - 1 for value in range(1, 60)}}

@@ -71,6 +71,7 @@ class VOC2012Augmented(VOC2012):
 
     name = "voc2012_aug"
     title = "PASCAL VOC 2012 (aug)"
+    folder = "voc2012"
     train_split = "train_aug"
     folders = {"train": "train", "val": "val", "train_aug": "trainaug"}
     counts = {"train": 1464, "val": 1449, "train_aug": 10582}
