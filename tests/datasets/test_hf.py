@@ -11,13 +11,14 @@ from typing import Any
 import miniatures
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from upbench.contracts.sample import IGNORE
 from upbench.errors import UpbenchError
 from upbench.registry import open_dataset
-from upbench.testing import check_dataset
+from upbench.testing import assert_close, check_dataset
 
 hub = pytest.importorskip("datasets", reason="extra 'hf' is not installed")
 if not hasattr(hub, "load_dataset"):  # a namespace: the folder of these tests
@@ -130,7 +131,7 @@ def test_depth_in_pictures_and_arrays(tmp_path: Path) -> None:
         (tmp_path / f"{kind}.yaml").write_text(yaml.safe_dump(said))
         dataset = open_dataset(f"hf:{tmp_path / kind}.yaml")
         assert dataset.targets == {"depth"}
-        assert np.allclose(dataset.read("train", 1).depth, (depth + 1) / 1000, rtol=1e-6)
+        assert_close(dataset.read("train", 1).depth, torch.from_numpy((depth + 1) / np.float64(1000)))
         dataset.fingerprint("train")
 
 
