@@ -24,7 +24,7 @@ WAITING = {
         *("raysup-seg", "naf-seg", "anyup-seg", "jafar-seg", "loftup-seg", "loftup-seg-56", "loftup-seg-112"),
         *("loftup-seg-448", "raysup-depth", "raysup-normals", "anyup-depth", "anyup-normals"),
     },
-    "dataset": {"voc2012", "ade20k", "cityscapes", "coco_stuff27", "nyuv2_geonet"},
+    "dataset": set[str](),
 }
 # Protocols that published numbers name, for which there is no task or no dataset yet.
 NUMBERS_ALONE = {"raysup-davis", "naf-davis", "loftup-davis", "anyup-fidelity", "jafar-depth"}
