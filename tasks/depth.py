@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,8 +13,15 @@ from upbench.contracts.dataset import Dataset
 from upbench.contracts.protocol import Protocol
 from upbench.contracts.task import Evaluator, Metric, Truth
 from upbench.errors import UpbenchError
+from upbench.evaluate.objectives import DEPTH, DepthObjective
 from upbench.evaluate.task import ProbeTask
-from upbench.metrics.depth import DEPTH_METRICS, depth_values, mean_of_values
+from upbench.metrics.depth import (
+    ALIGNED_METRICS,
+    DEPTH_METRICS,
+    aligned_values,
+    depth_values,
+    mean_of_values,
+)
 
 BINS = 256
 MIN_DEPTH, MAX_DEPTH = 1e-3, 10.0
@@ -34,7 +42,10 @@ class Depth(ProbeTask):
     outputs z (the "linear" normalisation of AdaBins' successors and of DINOv2's depth heads). The loss is
     10 times the scale-invariant loss of Eigen et al. 2014 plus 0.5 times the multi-scale gradient loss of
     Li and Snavely 2018, the weights of probe3d. Metrics are per image and averaged over images, as there
-    and in JAFAR.
+    and in JAFAR; "aligned" ones after scale and shift of each image's prediction were fitted to its truth.
+
+    Protocols that follow a paper (`Protocol.objective`) have its bins, the first at 1 mm and the last at
+    10 m, its losses (`upbench.evaluate.objectives`) and its range of depths that count.
     """
 
     name = "depth"
@@ -49,45 +60,80 @@ class Depth(ProbeTask):
         Metric("log10", "log10", higher_is_better=False),
         Metric("silog", "SILog", higher_is_better=False),
         Metric("rmse_edge", "Edge RMSE", higher_is_better=False, unit="m"),
+        Metric("rmse_aligned", "Aligned RMSE", higher_is_better=False, unit="m"),
+        Metric("delta1_aligned", "Aligned delta1", higher_is_better=True, unit="%"),
+        Metric("delta2_aligned", "Aligned delta2", higher_is_better=True, unit="%"),
+        Metric("delta3_aligned", "Aligned delta3", higher_is_better=True, unit="%"),
     )
     primary = "rmse"
-    headline = ("rmse", "delta1", "rmse_edge")
+    headline: ClassVar[Sequence[str]] = ("rmse", "delta1", "rmse_edge")
     probe = {"epochs": 30, "batch_size": 4, "lr": 0.03, "weight_decay": 0.1, "shrinkage": 10.0}
+
+    def __init__(self, objective: DepthObjective | None = None) -> None:
+        """Args: objective: A paper's; the project's own by default."""
+        self.objective = objective
+        self.step = 0
+        if objective is not None:
+            self.headline = ("rmse", "delta1", "rmse_aligned", "delta1_aligned")  # type: ignore[misc]
+
+    def under(self, protocol: Protocol) -> Depth:
+        """See `Task.under`."""
+        return type(self)(DEPTH.get(protocol.objective))
 
     def outputs(self, dataset: Dataset, protocol: Protocol) -> int:
         """One per bin."""
         return BINS
 
     def loss(self, prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-        """10 times the scale-invariant loss over all valid pixels, plus 0.5 times the gradient loss.
+        """10 times the scale-invariant loss over all valid pixels, plus 0.5 times the gradient loss, or the
+        paper's; see `loss_of_answer`."""
+        return self.loss_of_answer(self.decode(prediction), target, valid)
 
-        Pixels whose depth is not between 1 mm and 10 m carry none.
-        """
+    def answer(self, prediction: Tensor) -> Tensor:
+        """See `ProbeTask.answer`: metres."""
+        return self.decode(prediction)
+
+    def decode_answer(self, answer: Tensor) -> Tensor:
+        """See `ProbeTask.answer`."""
+        return answer
+
+    def loss_of_answer(self, answer: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        """See `ProbeTask.answer`. Pixels whose depth is not between 1 mm and 10 m carry none."""
+        if self.objective is not None:
+            return self.objective.loss(answer, target, valid, MAX_DEPTH, self.step)
         valid = valid & (target >= MIN_DEPTH) & (target <= MAX_DEPTH)
-        log = depth_from_bins(prediction).log() - target.clamp(min=MIN_DEPTH).log()
+        log = answer.log() - target.clamp(min=MIN_DEPTH).log()
         return SIGLOSS_WEIGHT * scale_invariant_loss(log, valid) + GRADIENT_WEIGHT * gradient_loss(log, valid)
+
+    def at_step(self, number: int) -> None:
+        """See `ProbeTask.at_step`: a paper's first steps have another loss."""
+        self.step = number
 
     def decode(self, prediction: Tensor) -> Tensor:
         """`[B, 256, H, W]` outputs to `[B, H, W]` metres."""
-        return depth_from_bins(prediction)
+        return depth_from_bins(prediction, ends=self.objective is not None)
 
     def evaluator(self, dataset: Dataset, protocol: Protocol) -> Evaluator:
         """Averages per-image metrics."""
-        return DepthEvaluator()
+        return DepthEvaluator(self.objective or DepthObjective())
 
 
 class DepthEvaluator(Evaluator):
     """See `Depth`. An image's own value is its RMSE in metres. Pixels beyond 10 m count nowhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, objective: DepthObjective | None = None) -> None:
+        """Args: objective: Says which depths count."""
+        self.objective = objective or DepthObjective()
         self.images: list[Tensor] = []  # `[B, metrics]` each
         self.wrong: Tensor | None = None
 
     def update(self, prediction: Tensor, truth: Truth) -> Tensor:
         """See `Evaluator`: `[B, H, W]` metres."""
         depth = truth.target("depth")
-        values, wrong = depth_values(prediction, depth, truth.valid & (depth <= MAX_DEPTH))
-        self.images.append(values)
+        valid = self.objective.scored(depth, truth.valid, MAX_DEPTH)
+        values, wrong = depth_values(prediction, depth, valid)
+        aligned, _ = aligned_values(prediction, depth, valid)
+        self.images.append(torch.cat([values, aligned], 1))
         self.wrong = wrong if self.wrong is None else self.wrong | wrong
         return values[:, DEPTH_METRICS.index(Depth.primary)]
 
@@ -102,16 +148,26 @@ class DepthEvaluator(Evaluator):
         if bool(self.wrong):
             raise UpbenchError("predicted depth is not finite")
         units = {metric.name: metric.unit for metric in Depth.metrics}
-        scale = torch.tensor([100.0 if units[name] == "%" else 1.0 for name in DEPTH_METRICS])
-        values = mean_of_values(torch.cat(self.images).cpu() * scale)
+        names = (*DEPTH_METRICS, *ALIGNED_METRICS)
+        scale = torch.tensor([100.0 if units[name] == "%" else 1.0 for name in names])
+        values = mean_of_values(torch.cat(self.images).cpu() * scale, names)
         return {name: values[name] for name in units}
 
 
-def depth_from_bins(prediction: Tensor) -> Tensor:
-    """`[B, K, H, W]` outputs of the probe to `[B, H, W]` metres."""
-    step = (MAX_DEPTH - MIN_DEPTH) / prediction.shape[1]
+def depth_from_bins(prediction: Tensor, ends: bool = False) -> Tensor:
+    """`[B, K, H, W]` outputs of the probe to `[B, H, W]` metres.
+
+    Args:
+        prediction: The outputs.
+        ends: Whether the first bin stands for the least depth and the last for the largest, as in probe3d and
+            JAFAR; by default bins stand for their centres.
+    """
     index = torch.arange(prediction.shape[1], dtype=prediction.dtype, device=prediction.device)
-    depth: Tensor = _BinAverage.apply(prediction, MIN_DEPTH + step * (index + 0.5))
+    if ends:
+        place = MIN_DEPTH + (MAX_DEPTH - MIN_DEPTH) / (prediction.shape[1] - 1) * index
+    else:
+        place = MIN_DEPTH + (MAX_DEPTH - MIN_DEPTH) / prediction.shape[1] * (index + 0.5)
+    depth: Tensor = _BinAverage.apply(prediction, place)
     return depth
 
 

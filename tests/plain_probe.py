@@ -53,8 +53,17 @@ def photos(sizes: Sequence[tuple[int, int]], seed: int = 0) -> list[Sample]:
         )
         depth = 1 + 3 * F.interpolate(torch.rand(1, 1, 5, 5, generator=generator), (height, width))[0, 0]
         valid = torch.rand(height, width, generator=generator) > 0.1
+        slopes = torch.randn(1, 3, 5, 5, generator=torch.Generator().manual_seed(number))
+        normal = F.normalize(F.interpolate(slopes, (height, width), mode="bilinear"), dim=1)[0]
         found.append(
-            Sample(f"photo {number}", (image * 255).to(torch.uint8), valid=valid, label=label, depth=depth)
+            Sample(
+                f"photo {number}",
+                (image * 255).to(torch.uint8),
+                valid=valid,
+                label=label,
+                depth=depth,
+                normal=normal,
+            )
         )
     return found
 
@@ -185,17 +194,26 @@ class PlainFrame:
         return replace(
             self,
             dense=self.dense[:, rows, cols],
-            target=self.target[rows, cols],
+            target=self.target[..., rows, cols],
             valid=self.valid[rows, cols],
         )
 
 
 @dataclass
 class Plain:
-    """The plain way through a world. Attributes: target: "label" or "depth"."""
+    """The plain way through a world.
+
+    Attributes:
+        target: "label", "depth" or "normal".
+        own: Whether the backbone's own features are enlarged bilinearly, instead of upsampled by the method.
+        loss: From outputs `[B, K, H, W]`, targets, `[B, H, W]` which are valid and the number of the step;
+            for tasks that are neither segmentation nor squared errors.
+    """
 
     world: World
     target: str = "label"
+    own: bool = False
+    loss: Callable[[Tensor, Tensor, Tensor, int], Tensor] | None = None
 
     @cached_property
     def windows(self) -> list[tuple[int, Frame]]:
@@ -226,6 +244,8 @@ class Plain:
         valid = valid & frame.inside(size, rules.sampling)
         if flipped:
             target, valid = target.flip(-1), valid.flip(-1)
+            if self.target == "normal":
+                target = target * torch.tensor([-1.0, 1, 1])[:, None, None]
         guide = image.double()
         if rules.guidance_size == "output":
             guide = F.interpolate(guide, size, mode="bilinear", align_corners=False)
@@ -241,20 +261,31 @@ class Plain:
             low = low.half()
         with torch.no_grad():
             dense = method(normalize_image(guide, mean, std), low.double(), size, **given)[0]
+        if self.own:
+            dense = F.interpolate(low.double(), size, mode="bilinear")[0]
         return PlainFrame(
             dense.double(), target.long() if self.target == "label" else target, valid, token[0].double()
         )
 
-    def train(self, outputs: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        """`[steps]` losses, weight and bias at the end (on conditioned features, where there are such)."""
+    def train(
+        self, outputs: int, seed: int, start: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`[steps]` losses, weight and bias at the end (on conditioned features, where there are such).
+
+        Args: outputs: K; seed: Of all that is drawn; start: Weight and bias to begin with.
+        """
         recipe, count = self.world.recipe(), len(self.windows)
         frames = {flipped: [self.seen(frame) for frame in some] for flipped, some in self.frames.items()}
         draws = torch.Generator().manual_seed(seed)
         head = _head(recipe, outputs, int(frames[False][0].dense.shape[0]), draws)
+        if start is not None:
+            with torch.no_grad():
+                head.weight.copy_(start[0][:, :, None, None])
+                head.bias.copy_(start[1])
         optimizer = _optimizer(recipe, head)
         steps_an_epoch = math.ceil(count / recipe.batch_size)
         schedulers = _schedulers(recipe, optimizer, steps_an_epoch)
-        if recipe.order == "shared":
+        if recipe.order != "own":
             draws, seed = torch.Generator().manual_seed(0), 0
         coins = torch.Generator().manual_seed(seed)
         parts = round(1 / recipe.crop)
@@ -262,14 +293,15 @@ class Plain:
         first = torch.randint(parts * parts, (count,), generator=draws).tolist()
         losses = []
         for epoch in range(recipe.epochs):
-            order = torch.randperm(count, generator=draws).tolist()
+            stored = recipe.order == "stored"
+            order = list(range(count)) if stored else torch.randperm(count, generator=draws).tolist()
             while order:
                 batch, order = order[: recipe.batch_size], order[recipe.batch_size :]
                 flipped = recipe.flip > 0 and float(torch.rand((), generator=coins)) < recipe.flip
                 shown = [
                     _cell(frames[flipped][i], parts, cells[(first[i] + epoch) % len(cells)]) for i in batch
                 ]
-                loss = self._loss(head, shown)
+                loss = self._loss(head, shown, len(losses))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -305,8 +337,12 @@ class Plain:
         scales = (variances + (shrinkage + 1e-6) * variances.mean()) ** -0.5
         return flat.mean(1), axes @ torch.diag(scales) @ axes.T
 
-    def _loss(self, head: torch.nn.Module, shown: list[PlainFrame]) -> Tensor:
+    def _loss(self, head: torch.nn.Module, shown: list[PlainFrame], step: int) -> Tensor:
         """Over the valid pixels of the whole batch."""
+        if self.loss is not None:
+            made = head(torch.stack([frame.dense for frame in shown]))
+            target, valid = (torch.stack([getattr(f, n) for f in shown]) for n in ("target", "valid"))
+            return self.loss(made, target.double(), valid, step)
         made = torch.cat([head(frame.dense[None])[0][:, frame.valid] for frame in shown], 1)
         target = torch.cat([frame.target[frame.valid] for frame in shown])
         if self.target == "label":

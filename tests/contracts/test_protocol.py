@@ -12,7 +12,7 @@ from probing import protocol
 from upbench.contracts.protocol import OPTIMIZERS, SCHEDULES, Output, Protocol, Recipe, Scoring
 from upbench.errors import UpbenchError
 from upbench.protocols.geometry import SquareCrop
-from upbench.registry import plugins
+from upbench.registry import find_protocol, plugins
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +86,11 @@ class TestProtocols:
             ({"version": True}, "version must be a whole number of at least 1"),
             ({"version": "1"}, "version must be a whole number of at least 1"),
             ({"task_recipes": "no"}, "'task_recipes' must be true or false"),
+            ({"final_norm": 1}, "'final_norm' must be true or false"),
+            ({"layers": 0}, "layers must be a whole number of at least 1"),
+            ({"layers": True}, "layers must be a whole number of at least 1"),
+            ({"layers": 4}, "layers is 1, or 4 for the head 'dpt'; got 4"),
+            ({"objective": "probe3D"}, "did you mean 'probe3d'?"),
             ({"epochs": 3}, "protocol 'bad' has no parameter 'epochs'; it is one of its recipe"),
             ({"guidance_statistic": "none"}, "did you mean 'guidance_statistics'?"),
             (
@@ -119,6 +124,17 @@ class TestProtocols:
         assert Helped().recipe_for(dataset="coco").epochs == 5
         assert Helped().recipe_for(dataset="voc").epochs == 20
         assert Helped().recipe_for(user={"epochs": 1}, dataset="voc").epochs == 1
+
+    def test_a_protocol_of_two_papers_has_two_names(self) -> None:
+        class Both(Protocol):
+            name = "both"
+            other_names = ("the-other",)
+            geometry = SquareCrop(224)
+
+        assert find_protocol("the-other") is find_protocol("both") is Both
+        assert "the-other" not in plugins("protocol"), "it is listed once"
+        with pytest.raises(UpbenchError, match="did you mean 'the-other'"):
+            find_protocol("the-othr")
 
     def test_an_abstract_step_needs_no_geometry(self) -> None:
         class Family(Protocol):
@@ -212,6 +228,9 @@ class TestRecipes:
             ({"bias_lr": "comon"}, "did you mean 'common'?"),
             ({"init": "convolution"}, "unknown probe init 'convolution'"),
             ({"order": "share"}, "did you mean 'shared'?"),
+            ({"head": "DPT"}, "unknown probe head 'DPT'"),
+            ({"trained_on": "methods"}, "did you mean 'method'?"),
+            ({"first_lr": -1.0}, "probe first_lr must be a number of at least 0"),
             ({"cls_token": "unti"}, "did you mean 'unit'?"),
             ({"decay_bias": 1}, "decay_bias must be true or false, got 1"),
         ],

@@ -256,7 +256,7 @@ def test_images_of_different_sizes(name: str) -> None:
 def test_a_context_of_ones_own() -> None:
     context = ToyContext(seeds=(5,))
     scores = find_task("seg")().evaluate(context)
-    assert [len(values) for values in scores.metrics["val"].values()] == [1, 1, 1]
+    assert [len(values) for values in scores.metrics["val"].values()] == [1, 1, 1, 1]
     made = [context.shared(("a", 1), lambda: []) for _ in range(2)]
     assert made[0] is made[1]
     assert set(check_task(find_task("normals"), lambda: ToyContext(seeds=(5,))).values()) - {"ok"} <= {

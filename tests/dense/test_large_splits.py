@@ -20,6 +20,7 @@ from upbench.dense import view as views
 from upbench.dense.method import MethodCall
 from upbench.dense.spill import Store, size_of
 from upbench.dense.view import Batch, UpsampledSplit
+from upbench.errors import UpbenchError
 from upbench.evaluate.probe import Head, TrainingSet, View, train_probes
 from upbench.features.images import RECENT, SplitImages
 from upbench.protocols.geometry import SquareCrop, Windows
@@ -115,6 +116,19 @@ class TestOperatorsThatAreMadeAgain:
         outputs, *_ = results[0]
         # Products of queries and keys with up to 128 terms go through an exponential; then means of windows.
         assert_close(*results, terms=outputs.shape[-1] * outputs.shape[-2] * 3)
+
+    def test_the_user_decides_how_many_files(
+        self, no_room: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        given = (MethodCall(built("raysup")), images_of(4), Features(4))
+        assert not UpsampledSplit(*given, budget=0).keeps()
+        assert "(UPBENCH_SCRATCH=1 keeps them in files)" in capsys.readouterr().err
+        monkeypatch.setenv("UPBENCH_SCRATCH", "1")
+        assert UpsampledSplit(*given, budget=0).keeps()
+        for wrong in ("much", "-3", "nan", "inf"):
+            monkeypatch.setenv("UPBENCH_SCRATCH", wrong)
+            with pytest.raises(UpbenchError, match=f"must be a number of GB, got '{wrong}'"):
+                UpsampledSplit(*given, budget=0).keeps()
 
     def test_are_said_to_be_and_leave_nothing_behind(
         self, no_room: None, capsys: pytest.CaptureFixture[str]

@@ -16,6 +16,8 @@ from waiting import Waited, no_waiting
 from upbench.contracts.protocol import Protocol, Scoring
 from upbench.contracts.task import Truth
 from upbench.errors import UpbenchError
+from upbench.metrics.depth import ALIGNED_METRICS
+from upbench.metrics.normals import IMAGE_METRICS
 from upbench.protocols.geometry import Squash
 from upbench.registry import find_task
 from upbench.tasks.depth import (
@@ -33,6 +35,7 @@ from upbench.testing import assert_close
 
 SIZE = 24
 NAMES = ("seg", "depth", "normals")
+OF_PAPERS = {"seg": ("miou_named",), "depth": ALIGNED_METRICS, "normals": IMAGE_METRICS}
 
 
 class ThreeClasses:
@@ -168,7 +171,12 @@ class TestEveryTask:
         assert torch.equal(own.nan_to_num(-1), expected.nan_to_num(-1))
         assert own.isnan().tolist() == [i == 3 for i in range(7)]
         values = plain.compute()
-        assert evaluator.compute() == {metric.name: values[metric.name] for metric in task.metrics}
+        found = evaluator.compute()
+        assert {metric: found[metric] for metric in values} == values
+        assert set(found) - set(values) == set(OF_PAPERS[name]), "those are held to test_papers.py"
+        alone = task.evaluator(dataset, protocol)
+        alone.update(answers, whole)
+        assert alone.compute() == found
 
     def test_decode_does_not_depend_on_strips(self, name, dataset, protocol):
         task = find_task(name)()
@@ -276,7 +284,7 @@ def test_perfect_prediction_is_perfect(dataset, protocol):
     task = find_task("seg")()
     seg = task.evaluator(dataset, protocol)
     assert seg.update(task.decode(F.one_hot(one.label, 3).movedim(-1, 1).float()), one) == 100
-    assert seg.compute() == {"miou": 100, "pixel_accuracy": 100, "boundary_iou": 100}
+    assert seg.compute() == {"miou": 100, "pixel_accuracy": 100, "boundary_iou": 100, "miou_named": 100}
     normals = find_task("normals")().evaluator(dataset, protocol)
     assert normals.update(7 * one.normal, one) < 1e-4
     assert normals.compute()["under_5"] == 100

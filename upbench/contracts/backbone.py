@@ -57,8 +57,13 @@ class Backbone(nn.Module):
         channels: C of the features.
         stride: Pixels per feature; the sides of the input must be multiples of it.
         mean, std: Statistics that the image is normalised with.
+        layers: How many blocks give features (`with_layers`).
+        final_norm: Whether the model's last normalisation is applied to them.
         info: Source and license.
     """
+
+    layers: int = 1
+    final_norm: bool = True
 
     def __init__(self, model: nn.Module, info: BackboneInfo) -> None:
         """Args: model: A timm model with `forward_intermediates`; info: What it is."""
@@ -152,7 +157,9 @@ class Backbone(nn.Module):
                 f"backbone '{self.name}' needs sides that {self.stride} divides, got {height}x{width}; "
                 f"the nearest is {near}"
             )
-        options = {"indices": 1, "norm": True, "output_fmt": "NCHW", "intermediates_only": True, **more}
+        which: Any = 1 if self.layers == 1 else self._blocks()
+        options = {"indices": which, "norm": self.final_norm, "output_fmt": "NCHW", **more}
+        options["intermediates_only"] = True
         try:
             maps = self.model.forward_intermediates(self.normalize(image01), **options)
         except (AssertionError, RuntimeError) as error:
@@ -162,7 +169,11 @@ class Backbone(nn.Module):
             raise UpbenchError(
                 f"backbone '{self.name}' refuses images of {height}x{width}: {text}"
             ) from error
-        features, prefix = maps[-1] if more else (maps[-1], None)
+        maps = maps if more else [(one, None) for one in maps]
+        features, prefix = maps[-1]
+        if self.layers > 1:
+            features = torch.cat([one for one, _ in maps], 1)
+            prefix = torch.cat([one for _, one in maps], -1) if more else None
         expected = (image01.shape[0], self.channels, height // self.stride, width // self.stride)
         if tuple(features.shape) != expected:
             raise UpbenchError(
@@ -177,8 +188,39 @@ class Backbone(nn.Module):
         other.mean, other.std = tuple(mean), tuple(std)
         return other
 
+    def with_layers(self, count: int, final_norm: bool = True) -> Backbone:
+        """The same model, whose features are those of several blocks: `[B, count * channels, h, w]`, the
+        earliest block's first; class tokens likewise. The weights are shared.
+
+        Args:
+            count: How many blocks, evenly spaced; the last is always among them.
+            final_norm: Whether the model's last normalisation is applied.
+
+        Raises:
+            UpbenchError: The model has not so many blocks of one size.
+        """
+        if (count, final_norm) == (self.layers, self.final_norm):
+            return self
+        if count > max(1, len(getattr(self.model, "blocks", ()))):
+            raise UpbenchError(
+                f"backbone '{self.name}' has no {count} blocks of one size to take features of"
+            )
+        other = copy.copy(self)
+        other.__dict__.pop("fingerprint", None)
+        other.layers, other.final_norm = count, final_norm
+        other.channels = count * self.info.channels
+        return other
+
+    def _blocks(self) -> list[int]:
+        """Which blocks give features: of twelve, four are the third, sixth, ninth and twelfth."""
+        total = len(self.model.blocks)
+        return [(number + 1) * total // self.layers - 1 for number in range(self.layers)]
+
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the weights and of how the image is normalised; caches of features are keyed by it."""
-        statistics = {"mean": torch.tensor(self.mean), "std": torch.tensor(self.std)}
-        return weights_fingerprint({**self.model.state_dict(), **statistics})
+        """SHA-256 of the weights, of how the image is normalised and of which features are given; caches of
+        features are keyed by it."""
+        about = {"mean": torch.tensor(self.mean), "std": torch.tensor(self.std)}
+        if (self.layers, self.final_norm) != (1, True):
+            about["features"] = torch.tensor([self.layers, int(self.final_norm)])
+        return weights_fingerprint({**self.model.state_dict(), **about})

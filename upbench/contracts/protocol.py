@@ -27,13 +27,16 @@ from upbench.values import LARGEST_SIDE, choice, flag, number, whole
 
 OPTIMIZERS = ("adamw", "nadam", "adam")
 SCHEDULES = ("cosine", "constant", "epoch_cosine", "oscillating", "half_cosine")
+DPT_INPUTS = 4
 _CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
     "bias_lr": ("scaled", "common"),
     "init": ("small", "conv"),
     "cls_token": ("", "plain", "unit"),
-    "order": ("own", "shared"),
+    "order": ("own", "shared", "stored"),
+    "head": ("linear", "dpt", "dpt_same_size"),
+    "trained_on": ("method", "backbone", "backbone_then_method"),
 }
 _RANGES: dict[str, tuple[float, float, bool]] = {  # low, high, whether the value must be above low
     "lr": (0, 10, True),
@@ -43,6 +46,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {  # low, high, whether the valu
     "crop": (0, 1, True),
     "shrinkage": (0, 1000, False),
     "flip": (0, 1, False),
+    "first_lr": (0, 10, False),
 }
 
 
@@ -74,9 +78,17 @@ class Recipe:
             bias too: that of PyTorch's convolutions).
         flip: Probability with which a whole batch, images and ground truth, is flipped horizontally.
         order: "own": every seed has its own order of images; "shared": all seeds see the same batches and
-            differ in their initial weights.
+            differ in their initial weights; "stored": the same, in the dataset's order, not shuffled.
         cls_token: Whether the head sees the backbone's class token beside the features of every pixel: "" for
             no, "plain", or "unit" for one of length 1.
+        head: "linear": a 1x1 convolution; "dpt": that of Ranftl et al. 2021, on four maps
+            (`Protocol.layers`) or on one that is given four times, whose prediction is 16 times as large as
+            they are; "dpt_same_size": the same without its enlargements.
+        trained_on: "method": a head of its own for each method, on its features; "backbone": one head for
+            all, on the backbone's own features, whose outputs are enlarged bilinearly, and applied to the
+            methods' features as it is (a frozen head); "backbone_then_method": each method goes on from it.
+        first_lr: Peak learning rate of the head on the backbone's own features, for
+            "backbone_then_method"; 0 is `lr`.
     """
 
     epochs: int = 60
@@ -95,6 +107,9 @@ class Recipe:
     flip: float = 0.0
     order: str = "own"
     cls_token: str = ""
+    head: str = "linear"
+    trained_on: str = "method"
+    first_lr: float = 0.0
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -169,6 +184,7 @@ class Protocol(Registered, ABC):
     Attributes:
         name: As in `--protocol quick`.
         version: Rises with every change that can move a number.
+        other_names: Other names of the same protocol, as where two papers share one; records have `name`.
         title: Name in tables; `name` where empty.
         source: Paper and code that it follows.
         exact: "exact", or "open: ..." with what could not be decided from what is public.
@@ -187,9 +203,14 @@ class Protocol(Registered, ABC):
         labels: "all": the dataset's label values as they are; "without_other": pixels of its class "other"
             are ignored, and the probe has no output for it.
         features_dtype: What low-resolution features are kept in: "float32" or "float16".
+        layers: How many of the backbone's blocks give features, evenly spaced: 1 is the last one alone, 4 of
+            12 are the third, sixth, ninth and last. Methods upsample each block's map by itself.
+        final_norm: Whether the backbone's last normalisation is applied to them.
         recipe: Training of the probe.
         task_recipes: Whether tasks may bring settings of their own (`ProbeTask.probe`); no where a paper has
             one recipe for all.
+        objective: Whose losses and metrics tasks have that know several (`Task.under`): "own" for the
+            project's; "probe3d", "probe3d_2025" (as its code was until November 2025) or "jafar".
         scoring: What predictions are compared with.
     """
 
@@ -198,6 +219,7 @@ class Protocol(Registered, ABC):
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
+    other_names: ClassVar[Sequence[str]] = ()
     title: ClassVar[str] = ""
     source: ClassVar[str] = "upbench"
     exact: ClassVar[str] = "exact"
@@ -213,8 +235,11 @@ class Protocol(Registered, ABC):
     guidance_statistics: str = "method"
     labels: str = "all"
     features_dtype: str = "float32"
+    layers: int = 1
+    final_norm: bool = True
     recipe: Recipe = Recipe()
     task_recipes: bool = True
+    objective: str = "own"
     scoring: Scoring = Scoring()
 
     _CHOICES: ClassVar[Mapping[str, Sequence[str]]] = {
@@ -224,10 +249,12 @@ class Protocol(Registered, ABC):
         "guidance_statistics": ("method", "backbone", "imagenet", "none"),
         "labels": ("all", "without_other"),
         "features_dtype": ("float32", "float16"),
+        "objective": ("own", "probe3d", "probe3d_2025", "jafar"),
     }
     PARAMETERS: ClassVar[Sequence[str]] = (
         *("geometry", "output", "sampling", "guidance_size", "backbone_statistics", "guidance_statistics"),
-        *("labels", "features_dtype", "recipe", "task_recipes", "scoring"),
+        *("labels", "features_dtype", "layers", "final_norm", "recipe", "task_recipes", "objective"),
+        "scoring",
     )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -246,7 +273,13 @@ class Protocol(Registered, ABC):
         for name, choices in cls._CHOICES.items():
             choice(f"'{name}' of protocol '{cls.name}'", getattr(cls, name), choices)
         whole(f"protocol '{cls.name}': version", cls.version)
-        flag(f"protocol '{cls.name}': 'task_recipes'", cls.task_recipes)
+        for name in ("task_recipes", "final_norm"):
+            flag(f"protocol '{cls.name}': '{name}'", getattr(cls, name))
+        whole(f"protocol '{cls.name}': layers", cls.layers)
+        if cls.layers not in (1, DPT_INPUTS) or (cls.layers > 1 and cls.recipe.head == "linear"):
+            raise UpbenchError(
+                f"protocol '{cls.name}': layers is 1, or {DPT_INPUTS} for the head 'dpt'; got {cls.layers}"
+            )
         cls._check_names()
 
     @classmethod

@@ -431,6 +431,11 @@ class Task(Registered, ABC):
             return f"protocol '{protocol.name}' is for {', '.join(protocol.tasks)}"
         return None
 
+    def under(self, protocol: Protocol) -> Task:
+        """The task as it is measured under a protocol: this one, unless it knows several objectives
+        (`Protocol.objective`)."""
+        return self
+
     def settings(self) -> dict[str, Any]:
         """What of the task itself decides on its numbers beside its code, for records."""
         return {}

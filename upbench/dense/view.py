@@ -3,6 +3,8 @@ allows."""
 
 from __future__ import annotations
 
+import math
+import os
 import shutil
 from collections.abc import Sequence
 from typing import Protocol as Interface
@@ -27,7 +29,8 @@ DEFAULT_BUDGET = 3_000_000_000
 """Bytes of memory that one split's kept operators or dense maps may take."""
 
 SCRATCH_BUDGET = 20_000_000_000
-"""Bytes of files that they may take beyond it; a split that needs more computes them again each time."""
+"""Bytes of files that they may take beyond it unless UPBENCH_SCRATCH says how many GB; a split that needs
+more computes them again each time."""
 
 WORKING_BUDGET = 256_000_000
 """Bytes that an operator may take to be made that is not kept."""
@@ -38,6 +41,24 @@ holes that the next ones may not fit."""
 
 _SIZES = 512
 """Operators of methods that look at sizes alone, one a size, that are kept at most."""
+
+
+def scratch_budget() -> int:
+    """Bytes of files that the operators of a split may take.
+
+    Raises:
+        UpbenchError: UPBENCH_SCRATCH is no number of GB.
+    """
+    told = os.environ.get("UPBENCH_SCRATCH", "")
+    if not told:
+        return SCRATCH_BUDGET
+    try:
+        gigabytes = float(told)
+    except ValueError:
+        gigabytes = -1.0
+    if not 0 <= gigabytes < math.inf:
+        raise UpbenchError(f"UPBENCH_SCRATCH must be a number of GB, got '{told}'")
+    return int(gigabytes * 1e9)
 
 
 class LowResolution(Interface):
@@ -108,6 +129,11 @@ class UpsampledSplit(DenseFeatures):
         indices = list(indices)
         if crops is not None and len(crops) != len(indices):
             raise UpbenchError(f"{len(indices)} frames do not go with {len(crops)} crops")
+        if crops is not None and all(
+            (rows.start, rows.stop, cols.start, cols.stop) == (0, height, 0, width)
+            for (rows, cols), (height, width) in zip(crops, map(self.output_size, indices), strict=True)
+        ):
+            crops = None  # whole frames: nothing is gained by operators that are made for a crop
         if self.keeps():
             return Batch(self, indices, self._kept(indices, crops))
         return Batch(self, indices, self._made(indices, crops))
@@ -169,11 +195,13 @@ class UpsampledSplit(DenseFeatures):
         beyond = total // 2 - self._store.budget
         on_cpu = self.call.device.type == "cpu"
         free = shutil.disk_usage(cache_dir("scratch")).free - DISK_RESERVE if on_cpu else 0
-        if on_cpu and beyond <= min(SCRATCH_BUDGET, free):
+        if on_cpu and beyond <= min(scratch_budget(), free):
             return True
+        fits = on_cpu and beyond <= free
+        hint = f" (UPBENCH_SCRATCH={math.ceil(beyond / 1e9)} keeps them in files)" if fits else ""
         say(
             f"{self.call.method.name}: operators of {len(self)} images of {self.title or 'this split'} would "
-            f"take {total / 2e9:.0f} GB; they are computed again each time"
+            f"take {total / 2e9:.0f} GB; they are computed again each time{hint}"
         )
         return False
 

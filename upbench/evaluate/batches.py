@@ -41,7 +41,7 @@ def streams(
     seeds: list[int],
     generators: list[torch.Generator],
 ) -> Iterator[list[Shown]]:
-    """Every step's batches: one for each seed, or one for all where the recipe's order is shared.
+    """Every step's batches: one for each seed, or one for all unless each has an order of its own.
 
     A frame shows the next cell of its grid each epoch, so that every pixel of the split is seen equally
     often.
@@ -53,7 +53,7 @@ def streams(
         seeds: One for each training.
         generators: One for each seed; the order is drawn from it.
     """
-    if recipe.order == "shared":
+    if recipe.order != "own":
         shared = torch.Generator().manual_seed(0)
         for shown in _stream(count, output_size, recipe, shared, 0):
             yield [shown]
@@ -78,7 +78,8 @@ def _stream(
     first = torch.randint(cells, (count,), generator=generator).tolist()
     coins = torch.Generator().manual_seed(seed)  # of its own, so that flips move nothing else
     for epoch in range(recipe.epochs):
-        images = torch.randperm(count, generator=generator).tolist()
+        stored = recipe.order == "stored"
+        images = list(range(count)) if stored else torch.randperm(count, generator=generator).tolist()
         for start in range(0, count, recipe.batch_size):
             chosen = images[start : start + recipe.batch_size]
             flipped = recipe.flip > 0 and float(torch.rand((), generator=coins)) < recipe.flip

@@ -54,6 +54,10 @@ class Conditioning:
         folded = weight @ self.scale
         return folded, bias - folded @ self.mean
 
+    def unfold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """The probe on z that equals the probe (`weight`, `bias`) on x: what `fold` takes back."""
+        return torch.linalg.solve(self.scale, weight, left=False), bias + weight @ self.mean
+
 
 def learning_rate_scale(channels: int) -> float:
     """How many times as fast as a weight the bias learns where a recipe scales it.

@@ -19,6 +19,7 @@ from upbench.errors import UpbenchError
 from upbench.evaluate.batches import Shown, streams
 from upbench.evaluate.conditioning import Conditioning, learning_rate_scale
 from upbench.evaluate.schedule import learning_rate_factor, training_steps
+from upbench.evaluate.strips import Owners, loss_in_strips, owners_of, worth_it
 from upbench.features.moments import Moments
 from upbench.system.ahead import ahead
 from upbench.system.progress import Bar
@@ -128,17 +129,19 @@ class Head:
         task: Gives the loss.
         outputs: K.
         recipe: How to train.
+        start: A probe for each seed to begin with; drawn at random where there is none.
     """
 
     task: Trainable
     outputs: int
     recipe: Recipe
+    start: Sequence[Probe] = ()
 
     def goes_with(self, other: Head) -> bool:
         """Whether both see the same batches, so that one upsampling serves them."""
         ours, theirs = self.recipe, other.recipe
-        names = ("order", "epochs", "batch_size", "crop", "flip", "cls_token")
-        return ours.order == "shared" and all(getattr(ours, n) == getattr(theirs, n) for n in names)
+        names = ("order", "epochs", "batch_size", "crop", "flip", "cls_token", "head", "trained_on")
+        return ours.order != "own" and all(getattr(ours, n) == getattr(theirs, n) for n in names)
 
 
 def train_probes(
@@ -214,7 +217,10 @@ class _Training:
             self.conditioning = Conditioning.of(data.moments(), recipe.shrinkage).to(data.device)
         token = 0 if data.plain.tokens is None else int(data.plain.tokens([0]).shape[1])
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        drawn = [_initial(recipe, outputs, data.channels + token, g) for g in self.generators]
+        if head.start:
+            drawn = [self._from(probe) for probe in head.start]
+        else:
+            drawn = [_initial(recipe, outputs, data.channels + token, g) for g in self.generators]
         weight = torch.stack([w for w, _ in drawn]).to(data.device)
         self.weight = weight[..., : data.channels].contiguous().requires_grad_()  # [S, K, C]
         self.token_weight = weight[..., data.channels :].contiguous().requires_grad_()  # [S, K, C']
@@ -223,6 +229,15 @@ class _Training:
         self.losses = torch.zeros(self.steps, len(seeds), device=data.device)
         self.seen: dict[tuple[bool, int], None] = {}  # frames since the losses were last looked at
         self.checked = 0
+
+    def _from(self, probe: Probe) -> tuple[Tensor, Tensor]:
+        """The weight and bias of a trained probe, on conditioned features where there are such."""
+        weight, bias = probe.weight, probe.bias
+        if self.conditioning is not None:
+            weight, bias = self.conditioning.unfold(weight, bias)
+        if probe.token_weight is not None:
+            weight = torch.cat([weight, probe.token_weight], 1)
+        return weight, bias
 
     def batches(self) -> Iterator[list[Shown]]:
         """What each step shows. Images that are not in memory are read while earlier steps are computed."""
@@ -244,6 +259,9 @@ class _Training:
     def step(self, number: int, batches: list[Shown]) -> None:
         """One update of every probe."""
         factor = learning_rate_factor(number, self.steps, self.recipe)
+        tell = getattr(self.task, "at_step", None)
+        if tell:
+            tell(number)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         self.optimizer.zero_grad()
@@ -285,6 +303,9 @@ class _Training:
     def _groups(self, batches: list[Shown]) -> Iterator[tuple[slice, list[Shown]]]:
         """Seeds that go through a backward pass together: all, unless their outputs take too much memory."""
         shared = len(batches) < len(self.seeds)
+        if shared and self._in_strips(self.read(batches[0])[0], len(self.seeds)):
+            yield slice(0, len(self.seeds)), batches
+            return
         each = 4 * batches[0].pixels * int(self.weight.shape[1])
         budget = _TOGETHER_BYTES.get(self.data.device.type, _TOGETHER_BYTES_ELSEWHERE)
         most = max(1, budget // max(1, each))
@@ -301,7 +322,10 @@ class _Training:
             per_frame = bias.reshape(-1)
             if tokens is not None:
                 per_frame = per_frame + tokens @ token_weight.reshape(seeds * outputs, -1).T
-            made = batch.project(weight.reshape(-1, channels), per_frame)
+            flat = weight.reshape(-1, channels)
+            if self._in_strips(batch, seeds):
+                return loss_in_strips(self._by_pixel, batch, truth, flat, per_frame, Owners(seeds))
+            made = batch.project(flat, per_frame)
             parts = [made] if seeds == 1 else made.unflatten(1, (seeds, outputs)).unbind(1)
             return torch.stack([self._task_loss(part, truth) for part in parts])
         losses: dict[int, Tensor] = {}
@@ -316,11 +340,25 @@ class _Training:
             if tokens is not None:
                 of_frame = _repeated(token_weight, own, counts)
                 per_frame = per_frame + (of_frame @ tokens[:, :, None])[..., 0]
-            made = batch.project(_repeated(weight, own, counts), per_frame).split(counts)
+            each = _repeated(weight, own, counts)
+            if self._in_strips(batch, 1):
+                found = loss_in_strips(self._by_pixel, batch, truth, each, per_frame, owners_of(counts))
+                losses.update(zip(own, found, strict=True))
+                continue
+            made = batch.project(each, per_frame).split(counts)
             stops = list(itertools.accumulate(counts))
             for s, part, stop in zip(own, made, stops, strict=True):
                 losses[s] = self._task_loss(part, truth.rows(stop - len(part), stop))
         return torch.stack([losses[s] for s in range(seeds)])
+
+    @property
+    def _by_pixel(self) -> Any:
+        return self.task
+
+    def _in_strips(self, batch: DenseBatch, seeds: int) -> bool:
+        """Whether the outputs of so many seeds are never there at once."""
+        outputs = seeds * int(self.weight.shape[1])
+        return bool(getattr(self.task, "by_pixel", False)) and worth_it(batch, outputs)
 
     def _task_loss(self, prediction: Tensor, truth: Truth) -> Tensor:
         target = truth.target(self.task.target)  # other seeds and tasks see it, too

@@ -220,7 +220,9 @@ class SplitImages(Images):
         return self.protocol.output.size(frame_size, cells)
 
     def _truth_size(self, frame: Frame) -> Size:
-        return self._output(frame.size)
+        """That of the output, where a head answers for each of its pixels; heads of several layers have an
+        output of their own, which is brought to the frame's size."""
+        return self._output(frame.size) if self.protocol.recipe.head == "linear" else frame.size
 
     def _labelled(self, framed: Framed) -> Framed:
         """Labels as the protocol counts them, checked.

@@ -25,6 +25,9 @@ MIN_DEPTH = 1e-3
 DEPTH_METRICS = ("delta1", "delta2", "delta3", "absrel", "rmse", "log10", "silog", "rmse_edge")
 """What `depth_metrics` gives."""
 
+ALIGNED_METRICS = ("rmse_aligned", "delta1_aligned", "delta2_aligned", "delta3_aligned")
+"""What `aligned_values` gives."""
+
 Average = Callable[..., Tensor]
 
 
@@ -116,6 +119,38 @@ def _measures(p: Tensor, t: Tensor, edge: Tensor, average: Average) -> Tensor:
     )
 
 
+def aligned_values(prediction: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Errors of each image after scale and shift of its prediction were fitted to the target.
+
+    Scale and shift are those of least squares over the image's valid pixels ("scale-invariant" in probe3d);
+    what they take below `MIN_DEPTH` is clamped there. Validates nothing and does not wait for the device.
+
+    Args:
+        prediction: `[B, H, W]`, in any unit.
+        target: `[B, H, W]` metres.
+        valid: `[B, H, W]` bool; pixels whose target is not above 0 are left out as well.
+
+    Returns:
+        `[B, 4]` float64 in the order of `ALIGNED_METRICS`, in metres and fractions, nan where no pixel is
+        valid; and the aligned predictions, `[B, H, W]` float64.
+    """
+    valid = valid & (target > 0) & target.isfinite()
+    p, t = (torch.where(valid, part, 0).double() for part in (prediction, target))
+    count = valid.sum((1, 2), keepdim=True)
+
+    def average(values: Tensor) -> Tensor:
+        return torch.where(valid, values, 0).sum((1, 2), keepdim=True) / count
+
+    centre, level = average(p), average(t)
+    spread_of = average((p - centre).square())
+    slope = average((p - centre) * (t - level)) / torch.where(spread_of > 0, spread_of, torch.inf)
+    aligned = (slope * (prediction.double() - centre) + level).clamp(min=MIN_DEPTH)
+    ratio = torch.maximum(aligned / t, t / aligned)
+    values = [root(average((aligned - t).square()))]
+    values += [average((ratio < 1.25**n).double()) for n in (1, 2, 3)]
+    return torch.stack([value[:, 0, 0] for value in values], 1), aligned
+
+
 def depth_discontinuities(
     depth: Tensor, valid: Tensor, jump: float = DEPTH_JUMP, ratio: float = DEPTH_BAND_RATIO
 ) -> Tensor:
@@ -149,9 +184,10 @@ def depth_discontinuities(
     return spread(at_edge, diagonal_fraction(ratio, *depth.shape[-2:]))
 
 
-def mean_of_values(values: Tensor) -> dict[str, float]:
-    """`mean_over_images` of the values of N images: `[N, 8]` as `depth_values` gives them."""
-    return {name: mean(column) for name, column in zip(DEPTH_METRICS, values.unbind(1), strict=True)}
+def mean_of_values(values: Tensor, names: Sequence[str] = DEPTH_METRICS) -> dict[str, float]:
+    """`mean_over_images` of the values of N images: `[N, M]` as `depth_values` or `aligned_values` gives
+    them."""
+    return {name: mean(column) for name, column in zip(names, values.unbind(1), strict=True)}
 
 
 def mean_over_images(images: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -23,7 +23,7 @@ class AngleTotals:
 
     Attributes:
         sums: `[3]` float64: number of pixels, sum of degrees, sum of squared degrees.
-        under: Number of pixels strictly under each of `ANGLE_THRESHOLDS`.
+        under: `[5]` number of pixels strictly under each of `ANGLE_THRESHOLDS`.
         histogram: Number of pixels by hundredths of a degree.
     """
 
@@ -69,7 +69,7 @@ def angle_totals(prediction: Tensor, target: Tensor, valid: Tensor) -> AngleTota
     found, wrong = angle_totals_of_images(prediction, target, valid.reshape(1, -1).bool())
     if bool(wrong):
         raise UpbenchError("predicted normals are not finite")
-    return AngleTotals(found.sums[0], found.under, found.histogram)
+    return AngleTotals(found.sums[0], found.under[0], found.histogram)
 
 
 def angle_totals_of_images(prediction: Tensor, target: Tensor, valid: Tensor) -> tuple[AngleTotals, Tensor]:
@@ -81,8 +81,8 @@ def angle_totals_of_images(prediction: Tensor, target: Tensor, valid: Tensor) ->
         valid: `[B, ...]` bool.
 
     Returns:
-        Totals whose `sums` are `[B, 3]`, of each image, and the rest of all; and `[]` bool, whether a
-        prediction at a valid pixel is not finite, so that the totals mean nothing.
+        Totals whose `sums` (`[B, 3]`) and `under` (`[B, 5]`) are of each image, and the rest of all; and `[]`
+        bool, whether a prediction at a valid pixel is not finite, so that the totals mean nothing.
     """
     valid = (valid & (target != 0).any(1)).flatten(1)
     prediction, target = prediction.flatten(2), target.flatten(2)
@@ -90,7 +90,7 @@ def angle_totals_of_images(prediction: Tensor, target: Tensor, valid: Tensor) ->
         found = [_totals(*image) for image in zip(prediction, target, valid, strict=True)]
         totals = AngleTotals(
             torch.stack([one.sums for one, _ in found]),
-            torch.stack([one.under for one, _ in found]).sum(0),
+            torch.stack([one.under for one, _ in found]),
             torch.stack([one.histogram for one, _ in found]).sum(0),
         )
         return totals, ~torch.stack([finite for _, finite in found]).all()
@@ -99,7 +99,7 @@ def angle_totals_of_images(prediction: Tensor, target: Tensor, valid: Tensor) ->
     counted = torch.where(valid, degrees, 0)
     sums = torch.stack([valid.sum(1).double(), counted.sum(1), counted.square().sum(1)], 1)
     far = torch.where(valid, degrees, torch.inf)
-    under = torch.stack([(far < threshold).sum() for threshold in ANGLE_THRESHOLDS])
+    under = torch.stack([(far < threshold).sum(1) for threshold in ANGLE_THRESHOLDS], 1)
     bins = torch.where(valid, _bins(degrees.nan_to_num(0)), _MEDIAN_BINS)  # one more, for what does not count
     histogram = count_in_rows(bins.reshape(1, -1), _MEDIAN_BINS + 1)[0, :-1]
     return AngleTotals(sums, under, histogram), wrong
@@ -154,6 +154,26 @@ def angle_metrics(totals: AngleTotals) -> dict[str, float]:
         "rmse": math.sqrt(squares / count),
         **{angle_name(t): n / count for t, n in zip(ANGLE_THRESHOLDS, totals.under.tolist(), strict=True)},
     }
+
+
+IMAGE_THRESHOLDS = (11.25, 22.5, 30.0)
+IMAGE_METRICS = ("image_rmse", *(f"image_under_{threshold:g}" for threshold in IMAGE_THRESHOLDS))
+"""What `image_values` gives."""
+
+
+def image_values(totals: AngleTotals) -> Tensor:
+    """Metrics of each image by itself, whose mean over images is what probe3d reports.
+
+    Args: totals: As `angle_totals_of_images` gives them.
+
+    Returns:
+        `[B, 4]` float64 in the order of `IMAGE_METRICS`: root mean square of the angles in degrees, fractions
+        of pixels under 11.25, 22.5 and 30 degrees; nan for an image without a valid pixel.
+    """
+    count, _, squares = totals.sums.unbind(1)
+    which = [ANGLE_THRESHOLDS.index(threshold) for threshold in IMAGE_THRESHOLDS]
+    fractions = [totals.under[:, at].double() / count for at in which]
+    return torch.stack([root(squares / count), *fractions], 1)
 
 
 def angle_name(threshold: float) -> str:

@@ -326,8 +326,10 @@ def better_is_better(case: TaskCase) -> None:
     )
     for metric in case.probe.metrics:
         gain = (fitted[metric.name] - noise[metric.name]) * (1 if metric.higher_is_better else -1)
+        best = metric.unit == "%" and noise[metric.name] == (100 if metric.higher_is_better else 0)
         require(
-            gain > 0, f"{metric.name}: {noise[metric.name]:.4g} for noise, {fitted[metric.name]:.4g} fitted"
+            gain > 0 or (best and gain == 0),  # a coarse fraction may leave nothing to gain
+            f"{metric.name}: {noise[metric.name]:.4g} for noise, {fitted[metric.name]:.4g} fitted",
         )
     primary = next(m for m in case.probe.metrics if m.name == case.probe.primary)
     for one, two in zip(own_noise, own_fitted, strict=True):

@@ -10,13 +10,14 @@ if TYPE_CHECKING:
     from upbench.contracts.backbone import Backbone
 
 
-def tiny_backbone(channels: int = 16, stride: int = 4, grid: int = 8) -> Backbone:
-    """A plain ViT of one block with random weights, always the same; any C, any number of patches.
+def tiny_backbone(channels: int = 16, stride: int = 4, grid: int = 8, depth: int = 1) -> Backbone:
+    """A plain ViT with random weights, always the same; any C, any number of patches.
 
     Args:
         channels: C of its features.
         stride: Side of its patches in pixels.
         grid: Patches per side that its learned positions are for; on other grids they are interpolated.
+        depth: How many blocks it has.
     """
     from timm.models.vision_transformer import VisionTransformer
 
@@ -28,7 +29,7 @@ def tiny_backbone(channels: int = 16, stride: int = 4, grid: int = 8) -> Backbon
             img_size=grid * stride,
             patch_size=stride,
             embed_dim=channels,
-            depth=1,
+            depth=depth,
             num_heads=1,
             num_classes=0,
             dynamic_img_size=True,
