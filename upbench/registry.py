@@ -129,15 +129,18 @@ def plugins(kind: str) -> dict[str, Any]:
 
 
 def find(kind: str, name: str) -> Any:
-    """The plugin of that name.
+    """The plugin of that name, or of which it is an alias.
 
     Raises:
         UpbenchError: There is none; the nearest name is suggested.
     """
     table = plugins(kind)
-    if name not in table:
-        raise unknown(kind, name, table, f"see 'upbench list {kind}s'")
-    return table[name]
+    if name in table:
+        return table[name]
+    aliases = {alias: cls for cls in table.values() for alias in getattr(cls, "other_names", ())}
+    if name not in aliases:
+        raise unknown(kind, name, [*table, *aliases], f"see 'upbench list {kind}s'")
+    return aliases[name]
 
 
 def find_method(name: str) -> type[Upsampler]:

@@ -109,6 +109,7 @@ def test_protocols_are_listed(capsys, plugin):
     assert "recipe.lr" not in text
     assert mine == {
         "name": "mine",
+        "other_names": [],
         "version": 4,
         "title": "",
         "for": "As in a paper that left things open.",
@@ -151,6 +152,7 @@ def test_every_parameter_of_a_protocol(capsys, plugin):
         "name": "mine",
         "version": 4,
         "title": "",
+        "other_names": [],
         "about": "As in a paper that left things open.",
         "source": "Nobody et al. 2026, section 4",
         "exact": "open: the seed",

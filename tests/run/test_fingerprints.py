@@ -38,9 +38,10 @@ RULES: list[tuple[str, list[tuple[str, str, str]] | None]] = [
     (r"protocols/(own|geometry)\.py", [ALL]),
     (r"(methods|tasks|datasets|protocols)/\w+\.py", None),  # other plugins are their own cells' business
     (r"dense/tiles\.py", None),
+    (r"evaluate/objectives\.py", [("", "depth", ""), ("", "normals", "")]),
     (r"(dense|evaluate|features|contracts)/\w+\.py", [ALL]),
     (r"ops/operator\.py", [ALL]),  # probes are applied through it
-    (r"ops/(resample|separable)\.py", [("bilinear", "", ""), ("jbu", "", "")]),
+    (r"ops/(resample|separable)\.py", [ALL]),  # heads on the backbone's own features
     (r"ops/window/(attention|backends|constants|tables)\.py", [("jbu", "", ""), ("raysup", "", "")]),
     (r"ops/window/(natten_window|triton_kernels|triton_window)\.py", [("jbu", "", ""), ("raysup", "", "")]),
     (r"ops/window/tiled\.py", [("raysup", "", "")]),

@@ -11,21 +11,13 @@ import pytest
 import timm
 
 from upbench.errors import UpbenchError
-from upbench.registry import find_dataset, find_method, find_protocol, find_task, plugins
+from upbench.registry import find_dataset, find_method, find_protocol, find_task
 from upbench.results.papers import load_published
 from upbench.run.config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "configs" / "papers").glob("*.yaml"))
 
-# Names that configs have and upbench has not yet. A test fails as soon as one of them is there.
-WAITING = {
-    "protocol": {
-        *("raysup-seg", "naf-seg", "anyup-seg", "jafar-seg", "loftup-seg", "loftup-seg-56", "loftup-seg-112"),
-        *("loftup-seg-448", "raysup-depth", "raysup-normals", "anyup-depth", "anyup-normals"),
-    },
-    "dataset": set[str](),
-}
 # Protocols that published numbers name, for which there is no task or no dataset yet.
 NUMBERS_ALONE = {"raysup-davis", "naf-davis", "loftup-davis", "anyup-fidelity", "jafar-depth"}
 FIND = {"protocol": find_protocol, "dataset": find_dataset, "task": find_task, "method": find_method}
@@ -59,8 +51,7 @@ class TestFile:
 
     def test_names_are_there(self, file: Path):
         for kind, name in names(RunConfig.load(file)):
-            if name not in WAITING.get(kind, ()):
-                FIND[kind](name)
+            FIND[kind](name)
 
     def test_methods_have_these_weights_and_options(self, file: Path):
         for part in RunConfig.load(file).each():
@@ -108,26 +99,16 @@ class TestFile:
 
 
 def test_protocols_of_published_numbers_are_there():
-    for name in (
-        {row.protocol for row in load_published() if row.protocol} - WAITING["protocol"] - NUMBERS_ALONE
-    ):
+    for name in {row.protocol for row in load_published() if row.protocol} - NUMBERS_ALONE:
         assert find_protocol(name).name == name, "numbers stand under a protocol's own name"
 
 
 def test_tasks_metrics_and_splits_of_published_numbers_are_there():
     """Of what may stand beside a measured number: else a slip in a name would hide it for ever."""
     for row in load_published():
-        if row.protocol and row.protocol not in WAITING["protocol"] | NUMBERS_ALONE:
-            task, dataset = find_task(row.task), find_dataset(row.dataset)
-            assert row.metric in {metric.name for metric in task.metrics}, row
-            assert row.split in dataset.eval_splits, row
-
-
-def test_nothing_waits_that_is_there():
-    for kind, waiting in WAITING.items():
-        table = plugins(kind)
-        aliases = {alias for cls in table.values() for alias in getattr(cls, "other_names", ())}
-        assert not waiting & {*table, *aliases}, f"{kind}s that are there: take them from the list"
+        if row.protocol and row.protocol not in NUMBERS_ALONE:
+            assert row.metric in {metric.name for metric in find_task(row.task).metrics}, row
+            assert row.split in find_dataset(row.dataset).eval_splits, row
 
 
 def told() -> Iterator[tuple[str, list[str], list[str]]]:
@@ -161,8 +142,8 @@ def test_the_page_has_every_cell():
 def test_the_page_has_the_steps_of_each_training():
     for _, protocols, (dataset, images, training, steps, _) in told():
         name = dataset.strip("`")
-        for protocol in (find_protocol(each)() for each in protocols if each not in WAITING["protocol"]):
-            if training == "none" or name in WAITING["dataset"]:
+        for protocol in (find_protocol(each)() for each in protocols):
+            if training == "none":
                 continue
             cls = find_dataset(name)
             counts = [cls.counts[split] for split in (cls.train_split, cls.eval_splits[0])]

@@ -200,8 +200,10 @@ def _count(dataset: Any, split: str) -> int | None:
 def _protocol(cls: Any) -> Facts:
     protocol = cls()
     return {
+        "name": cls.name,
         "version": protocol.version,
         "title": protocol.title,
+        "other_names": list(protocol.other_names),
         "about": listing.summary(cls),
         "source": protocol.source,
         "exact": protocol.exact,

@@ -119,6 +119,7 @@ def _protocols() -> Iterable[Row]:
         protocol = cls()
         yield {
             "name": name,
+            "other_names": list(protocol.other_names),
             "version": protocol.version,
             "title": protocol.title,
             "for": summary(cls),
