@@ -147,7 +147,7 @@ def test_size_is_told_before(capsys: pytest.CaptureFixture[str]):
     assert f"toy: 10 images, 4.3 kB in {store.folder}; 6 are there\n" in capsys.readouterr().err
     open_store().prepare()
     assert capsys.readouterr().err == ""
-    assert feature_store._amount(37_748_736) == "37.7 MB"
+    assert feature_store.amount(37_748_736) == "37.7 MB"
 
 
 def test_too_small_a_disk(monkeypatch: pytest.MonkeyPatch, cache: Path):

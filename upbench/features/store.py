@@ -375,14 +375,14 @@ class FeatureStore:
         if there:
             size = there_size // there
         new = size * (len(self) - there)
-        text = f"{self._what}: {len(self)} images, {_amount(there_size + new)} in {self.folder}"
+        text = f"{self._what}: {len(self)} images, {amount(there_size + new)} in {self.folder}"
         say(text + (f"; {there} are there" if there else ""))
         need = new + sum(shard.nbytes() for shard in held if shard.first // self._per_shard in missing)
         free = max(0, shutil.disk_usage(self.folder).free - RESERVE)
         if need > free:
             raise UpbenchError(
-                f"{self._what} need {_amount(need)}, but the disk of {self.folder} has {_amount(free)} free "
-                f"({_amount(RESERVE)} are kept in reserve): set UPBENCH_CACHE to a folder on a larger disk"
+                f"{self._what} need {amount(need)}, but the disk of {self.folder} has {amount(free)} free "
+                f"({amount(RESERVE)} are kept in reserve): set UPBENCH_CACHE to a folder on a larger disk"
             )
 
     def _compute(self, shards: list[Shard | None], missing: dict[int, range]) -> None:
@@ -482,7 +482,7 @@ def _stored(shard: Shard, position: int) -> tuple[Tensor, int]:
     return shard.read(position), shard.checksums[position]
 
 
-def _amount(count: float) -> str:
+def amount(count: float) -> str:
     """Bytes as people say them: "37.7 MB"."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000:

@@ -18,13 +18,15 @@ from upbench.contracts.image import IMAGENET_MEAN, IMAGENET_STD
 from upbench.contracts.protocol import Recipe
 from upbench.contracts.task import Context, Task
 from upbench.dense.camera import CameraChoice
+from upbench.dense.layers import LayeredSplit, LayerOf
 from upbench.dense.method import MethodCall
 from upbench.dense.untouched import Untouched
 from upbench.dense.view import UpsampledSplit
 from upbench.features.images import SplitImages
+from upbench.features.passing import Choice, PassingFeatures, choose
 from upbench.features.store import FeatureStore
 from upbench.run.jobs import PlannedCell, build_method
-from upbench.system.progress import Bar, bar
+from upbench.system.progress import Bar, bar, say
 
 T = TypeVar("T")
 Size = tuple[int, int]
@@ -56,9 +58,12 @@ class DataScope:
     def backbone(self) -> Backbone:
         """The backbone, with the statistics that the protocol asks for."""
         if "backbone" not in self._held:
-            statistics = self.planned.protocol.backbone_statistics
-            self._held["backbone"] = with_statistics(self._load(), statistics)
-            self._untouched.note("backbone", self._held["backbone"])
+            rules = self.planned.protocol
+            backbone = with_statistics(self._load(), rules.backbone_statistics)
+            if not rules.final_norm:
+                backbone = backbone.with_layers(1, final_norm=False)
+            self._held["backbone"] = backbone
+            self._untouched.note("backbone", backbone)
         return cast(Backbone, self._held["backbone"])
 
     def shared(self, key: Hashable, make: Callable[[], T]) -> T:
@@ -93,18 +98,46 @@ class DataScope:
         )
 
     def features(self, split: str, mirrored: bool = False, token: bool = False) -> FeatureStore:
-        """Low-resolution features of a split's frames."""
-        return self.keep(
-            ("features", split, mirrored, token),
-            lambda: FeatureStore(
-                self.backbone,
-                self.images(split, mirrored),
-                dtype=self.planned.protocol.features_dtype,
-                cls_token=token,
-                device=self.device,
-                memory=FEATURE_BYTES // len(self.planned.splits),
-            ),
-        )
+        """Low-resolution features of a split's frames: of all blocks that the protocol asks for, with class
+        tokens where its recipe has a use for them."""
+        rules, backbone = self.planned.protocol, self.backbone
+        token = token or bool(self._recipe.cls_token)
+        if rules.layers > 1:
+            backbone = backbone.with_layers(rules.layers, rules.final_norm)
+
+        def make() -> FeatureStore:
+            given: dict[str, Any] = {"dtype": rules.features_dtype, "cls_token": token, "device": self.device}
+            given["memory"] = FEATURE_BYTES // len(self.planned.splits)
+            store = FeatureStore(backbone, self.images(split, mirrored), **given)
+            choice = self.choice(split)
+            if choice is None or choice.stored or store.on_disk() >= len(store):
+                return store
+            say(f"features of {self.images(split, mirrored).title}: {choice.why}")
+            return PassingFeatures(backbone, self.images(split, mirrored), **given)
+
+        return self.keep(("features", split, mirrored, token), make)
+
+    def choice(self, split: str) -> Choice | None:
+        """Where the features of a split come from; None where that is no question, as it is not of splits
+        that are looked at once, or of recipes without flips."""
+        planned = self.planned
+        if split != planned.dataset.train_split or not self._recipe.flip:
+            return None
+
+        def make() -> Choice:
+            setting, layers = planned.setting, planned.protocol.layers
+            shape = (setting.channels * layers, *setting.feature_size)
+            count = len(self.images(split))
+            return choose(count, shape, planned.protocol.features_dtype, self.device, flips=True)
+
+        return self.keep(("choice", split), make)
+
+    @property
+    def _recipe(self) -> Recipe:
+        """Of a cell of those that share this."""
+        planned = self.planned
+        own = planned.task.settings().get("probe")
+        return planned.protocol.recipe_for(own, planned.cell.probe, planned.dataset.name)
 
     def keep(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` gives, made once."""
@@ -130,23 +163,32 @@ class MethodScope:
             statistics=planned.protocol.guidance_statistics,
         )
         self.shared: dict[Hashable, Any] = {}
-        self._views: dict[tuple[str, bool], UpsampledSplit] = {}
+        self._views: dict[tuple[str, bool], UpsampledSplit | LayeredSplit] = {}
 
-    def dense(self, split: str, mirrored: bool = False) -> UpsampledSplit:
+    def dense(self, split: str, mirrored: bool = False) -> UpsampledSplit | LayeredSplit:
         """The method's view of a split, one for all tasks and seeds."""
         key = (split, mirrored)
         if key not in self._views:
-            data, planned = self.data, self.planned
-            self._views[key] = UpsampledSplit(
-                self.call,
-                data.images(split, mirrored),
-                data.features(split, mirrored),
-                guidance_size=planned.protocol.guidance_size,
-                budget=VIEW_BYTES // len(planned.splits),
-                title=data.images(split, mirrored).title,
-            )
-            self._views[key].prepare(f"{planned.cell.method.title} · upsampling {split}")
+            layers = self.planned.protocol.layers
+            features: Any = self.data.features(split, mirrored)
+            parts = [features] if layers == 1 else [LayerOf(features, at, layers) for at in range(layers)]
+            views = [self._view(split, mirrored, part, layers) for part in parts]
+            self._views[key] = views[0] if layers == 1 else LayeredSplit(views)
         return self._views[key]
+
+    def _view(self, split: str, mirrored: bool, features: Any, count: int) -> UpsampledSplit:
+        """The method's view of one block's features; count: how many views share the memory."""
+        images, planned = self.data.images(split, mirrored), self.planned
+        view = UpsampledSplit(
+            self.call,
+            images,
+            features,
+            guidance_size=planned.protocol.guidance_size,
+            budget=VIEW_BYTES // (len(planned.splits) * count),
+            title=images.title,
+        )
+        view.prepare(f"{planned.cell.method.title} · upsampling {split}")
+        return view
 
 
 class RunContext(Context):
@@ -171,7 +213,7 @@ class RunContext(Context):
         """See `Context`."""
         return self._data.features(split, mirrored, token)
 
-    def dense(self, split: str, mirrored: bool = False) -> UpsampledSplit:
+    def dense(self, split: str, mirrored: bool = False) -> UpsampledSplit | LayeredSplit:
         """See `Context`."""
         return self._method.dense(split, mirrored)
 

@@ -66,7 +66,7 @@ def _plan(config: RunConfig, load: Callable[[str, str], Backbone] | None) -> Ite
     protocol.recipe_for({}, config.probe)
     place = _place(config.device)
     methods = [_method(_with_preset_options(spec, protocol)) for spec in config.methods]
-    tasks: list[Task] = [find_task(name)() for name in config.tasks]
+    tasks: list[Task] = [find_task(name)().under(protocol) for name in config.tasks]
     sources = _Sources(protocol)
     datasets = _datasets(config, tasks)
     for name in dict.fromkeys(config.backbones):
@@ -256,6 +256,8 @@ class _Crossing:
             return self._skips[spec]
         if reason := _reason(planned.task.skip_reason, planned.dataset, self.protocol):
             return reason
+        if self.protocol.layers > 1 and planned.method.uses_backbone:
+            return f"{spec.name} runs the backbone itself, and knows its last block only"
         if CameraChoice.parse(spec.camera).dataset and not self.data.has_camera:
             return f"dataset '{planned.dataset.name}' has no cameras"
         return ""

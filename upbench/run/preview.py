@@ -55,8 +55,14 @@ def _features(worker: Worker, pending: list[PlannedCell]) -> list[str]:
             key = (*planned.shares, split)
             if key in notes or planned.task.content != "images":
                 continue
-            store = worker.data(planned).features(split)
-            have = store.on_disk()
-            state = "there" if have >= len(store) else f"{have} of {len(store)} images there"
+            data = worker.data(planned)
+            choice = data.choice(split)
+            stores = [data.features(split, mirrored) for mirrored in ((False, True) if choice else (False,))]
+            have, all_of_them = sum(s.on_disk() for s in stores), sum(map(len, stores))
+            state = "there" if have >= all_of_them else f"{have} of {all_of_them} images there"
+            if choice and have < all_of_them:
+                state = f"{choice.why}; {state}" if choice.stored else choice.why
+            elif choice:
+                state = "there, plain and mirrored"
             notes[key] = f"features of {planned.cell.dataset}/{split} by {planned.cell.backbone}: {state}"
     return list(notes.values())
