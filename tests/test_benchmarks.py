@@ -160,6 +160,23 @@ def test_probe_convergence(root: Path, tmp_path: Path) -> None:
     assert epochs[1] == 2 * epochs[0]
 
 
+def test_papers(root: Path, tmp_path: Path) -> None:
+    """Both ways take the same steps; what is met is judged by whoever reads the table."""
+    out = tmp_path / "papers.json"
+    sizes = ("--side", "56", "--channels", "8", "--classes", "5", "--steps", "2", "--repeats", "2")
+    done = run(root, "papers.py", "--methods", "bilinear,raysup", *sizes, "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["method"] for row in rows] == ["bilinear", "raysup"]
+    for row in rows:
+        assert row["loss_difference"] <= allowed(torch.float32)
+        assert {len(seconds) for seconds in row["seconds"].values()} == {2}
+    assert done.stdout.count("| at least") == 4
+    unknown = run(root, "papers.py", "--methods", "bilinaer", *sizes)
+    assert unknown.returncode == 2
+    assert "did you mean 'bilinear'" in unknown.stderr
+
+
 @pytest.fixture(scope="module")
 def scaled(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
     work = tmp_path_factory.mktemp("scale")

@@ -129,3 +129,23 @@ def test_links_lead_somewhere(page):
         if not file.exists() or (anchor and anchor not in anchors(file)):
             broken.append(target)
     assert broken == []
+
+
+def test_the_papers_protocols_are_on_their_page():
+    """Each by its name, with what `exact` says of it."""
+    text = (ROOT / "docs" / "protocols.md").read_text()
+    stated: dict[str, str] = {}
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("| `"):
+            continue
+        verdict = cells[-1].partition(":")[0].partition(",")[0]
+        stated |= dict.fromkeys(re.findall(r"`([^`]+)`", cells[0]), verdict)
+    papers = {
+        name: cls
+        for name, cls in plugins("protocol").items()
+        if cls.__module__.startswith("upbench.protocols.") and cls.__module__ != "upbench.protocols.own"
+    }
+    told = {name: cls.exact.partition(":")[0] for name, cls in papers.items()}
+    others = {other: told[name] for name, cls in papers.items() for other in cls.other_names}
+    assert stated == {**told, **others}
