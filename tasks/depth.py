@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -73,12 +74,15 @@ class Depth(ProbeTask):
         """Args: objective: A paper's; the project's own by default."""
         self.objective = objective
         self.step = 0
-        if objective is not None:
-            self.headline = ("rmse", "delta1", "rmse_aligned", "delta1_aligned")  # type: ignore[misc]
 
     def under(self, protocol: Protocol) -> Depth:
         """See `Task.under`."""
-        return type(self)(DEPTH.get(protocol.objective))
+        if protocol.objective not in DEPTH:
+            return self
+        other = copy.copy(self)
+        other.objective = DEPTH[protocol.objective]
+        other.headline = ("rmse", "delta1", "rmse_aligned", "delta1_aligned")  # type: ignore[misc]
+        return other
 
     def outputs(self, dataset: Dataset, protocol: Protocol) -> int:
         """One per bin."""

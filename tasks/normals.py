@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import ClassVar
@@ -62,12 +63,14 @@ class Normals(ProbeTask):
     def __init__(self, likelihood: bool = False) -> None:
         """Args: likelihood: Whether the spread of the normals is predicted and trained, too."""
         self.likelihood = likelihood
-        if likelihood:
-            self.headline = ("image_rmse", *IMAGE_METRICS[1:])  # type: ignore[misc]
 
     def under(self, protocol: Protocol) -> Normals:
         """See `Task.under`."""
-        return type(self)(protocol.objective != "own")
+        if not protocol.objective.startswith("probe3d"):
+            return self
+        other = copy.copy(self)
+        other.likelihood, other.headline = True, IMAGE_METRICS  # type: ignore[misc]
+        return other
 
     def outputs(self, dataset: Dataset, protocol: Protocol) -> int:
         """Three: x, y, z; and the concentration where it is trained."""

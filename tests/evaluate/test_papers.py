@@ -116,6 +116,24 @@ def test_the_slope_of_summed_losses_is_that_of_the_loss(shape: tuple[int, ...]) 
     assert_close(slope / count, z.grad, terms=100)
 
 
+class Sharper(type(find_task("seg")())):  # type: ignore[misc]
+    """A subclass with a loss of its own, which nothing adds up."""
+
+    def loss(self, prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        return super().loss(3 * prediction, target, valid)
+
+
+@pytest.mark.usefixtures("in_strips")
+def test_a_subclass_with_another_loss_is_trained_by_it() -> None:
+    rules = small("raysup-seg", epochs=2)
+    sharper, _ = fast_training(World(rules, Resized()), Sharper(), CLASSES, [3])
+    plain, _ = fast_training(World(rules, Resized()), find_task("seg")(), CLASSES, [3])
+    assert not torch.isclose(sharper, plain).any()
+    assert strips.by_pixel(find_task("seg")())
+    assert not strips.by_pixel(Sharper())
+    assert not strips.by_pixel(find_task("depth")())
+
+
 # ------------------------------------------------------------------------------------- heads that are shared
 
 

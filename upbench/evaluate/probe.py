@@ -19,7 +19,7 @@ from upbench.errors import UpbenchError
 from upbench.evaluate.batches import Shown, streams
 from upbench.evaluate.conditioning import Conditioning, learning_rate_scale
 from upbench.evaluate.schedule import learning_rate_factor, training_steps
-from upbench.evaluate.strips import Owners, loss_in_strips, owners_of, worth_it
+from upbench.evaluate.strips import Owners, by_pixel, loss_in_strips, owners_of, worth_it
 from upbench.features.moments import Moments
 from upbench.system.ahead import ahead
 from upbench.system.progress import Bar
@@ -358,7 +358,7 @@ class _Training:
     def _in_strips(self, batch: DenseBatch, seeds: int) -> bool:
         """Whether the outputs of so many seeds are never there at once."""
         outputs = seeds * int(self.weight.shape[1])
-        return bool(getattr(self.task, "by_pixel", False)) and worth_it(batch, outputs)
+        return by_pixel(self.task) and worth_it(batch, outputs)
 
     def _task_loss(self, prediction: Tensor, truth: Truth) -> Tensor:
         target = truth.target(self.task.target)  # other seeds and tasks see it, too

@@ -58,6 +58,16 @@ class Owners:
         return max(self.frames) + 1 if self.frames else self.seeds
 
 
+def by_pixel(task: object) -> bool:
+    """Whether a task's loss can be computed a part of the pixels at a time: its class says so, and the loss
+    is the one that `summed` adds up, not that of a subclass which knows nothing of it."""
+    if not getattr(task, "by_pixel", False):
+        return False
+    order = type(task).__mro__
+    summed, loss = (next(n for n, c in enumerate(order) if name in vars(c)) for name in ("summed", "loss"))
+    return summed <= loss
+
+
 def worth_it(batch: DenseBatch, outputs: int) -> bool:
     """Whether a step's outputs are computed in strips: on a CPU, where there are many.
 
