@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -31,7 +32,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_machine(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keeps tests away from the user's cache and from progress bars."""
+    """Keeps tests away from the user's cache and from progress bars; Ctrl-C works, also where a suite that
+    a shell has put into the background has it ignored."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["UPBENCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ.pop("UPBENCH_WEIGHTS", None)
     os.environ.pop("UPBENCH_DATA", None)
