@@ -181,7 +181,8 @@ def words(arguments: argparse.Namespace, case: str, epochs: int | None = None) -
 
 def write(arguments: argparse.Namespace, sides: dict[str, Side], runs: Sequence[dict[str, Any]]) -> None:
     """All runs so far, with the state of both checkouts, as JSON."""
-    settings = {name: str(value) for name, value in vars(arguments).items()}
+    given = vars(arguments).items()
+    settings = {name: str(value) for name, value in given if not isinstance(value, Path)}  # no places
     commits = {name: commit(side.checkout) for name, side in sides.items()}
     result = {
         "arguments": settings,
