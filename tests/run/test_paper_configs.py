@@ -7,13 +7,18 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import miniatures
 import pytest
 import timm
 
 from upbench.errors import UpbenchError
+from upbench.evaluate import module_heads
+from upbench.features import backbones
 from upbench.registry import find_dataset, find_method, find_protocol, find_task
 from upbench.results.papers import load_published
 from upbench.run.config import RunConfig
+from upbench.run.loop import run
+from upbench.testing import tiny_backbone
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "configs" / "papers").glob("*.yaml"))
@@ -160,3 +165,42 @@ def test_readme_says_how():
     assert (ROOT / used).is_file()
     with pytest.raises(UpbenchError):
         RunConfig.load(ROOT / "configs" / "papers" / "README.md")
+
+
+@pytest.fixture(scope="module")
+def miniature_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """$UPBENCH_DATA with a miniature of every dataset that a table has."""
+    made = {
+        "voc2012": miniatures.voc2012,
+        "ade20k": miniatures.ade20k,
+        "cityscapes": miniatures.cityscapes,
+        "coco_stuff27": miniatures.coco_stuff,
+        "nyuv2_geonet": miniatures.geonet,
+    }
+    data = tmp_path_factory.mktemp("data")
+    for name, make in made.items():
+        folder = data / (find_dataset(name).folder or name)
+        folder.mkdir()
+        make(folder)
+    return data
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_table_runs(file: Path, toy, miniature_data: Path, tmp_path: Path, monkeypatch):
+    """Two images a split, one epoch, a small backbone, and DPT heads of little width."""
+    monkeypatch.setenv("UPBENCH_DATA", str(miniature_data))
+    monkeypatch.setenv("UPBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(backbones, "load_backbone", lambda *_, **__: tiny_backbone(16, 14, 8, 12))
+    monkeypatch.setattr(module_heads, "HIDDEN", 8)
+    given = {"methods": ["bilinear"], "backbones": ["tiny"], "limit": 2, "probe": {"epochs": 1}}
+    config = RunConfig.load(file, {**given, "device": "cpu", "out": str(tmp_path / "out")})
+    records = run(config)
+    wanted = {
+        (part.protocol, task, dataset)
+        for part in config.each()
+        for task in part.tasks
+        for dataset in part.datasets
+    }
+    found = {(record.cell.protocol, record.cell.task, record.cell.dataset) for record in records}
+    assert found == {(find_protocol(protocol).name, task, dataset) for protocol, task, dataset in wanted}
+    assert [record.status for record in records] == ["ok"] * len(wanted), [r.reason for r in records]
